@@ -1,0 +1,1 @@
+"""Methods as values: data in, (selection, new state) out; numpy only."""
