@@ -45,3 +45,9 @@ def deal(rows_Q: np.ndarray, geometry: Geometry) -> np.ndarray:
     if len(rows_Q) % g.global_batch:
         raise ConfigError(f"{len(rows_Q)} rows are not whole optimizer steps of {g.global_batch} samples")
     return rows_Q.reshape(-1, g.accumulation, g.world_size, g.micro_batch)
+
+
+def micro_batches_per_pass(num_rows: int, geometry: Geometry, *, drop_last: bool) -> int:
+    """Micro-batches that each rank takes in one pass over the pool, the last one filled up or dropped; at least 1."""
+    per_round = geometry.world_size * geometry.micro_batch
+    return max(1, num_rows // per_round if drop_last else -(-num_rows // per_round))

@@ -1,0 +1,1 @@
+"""Verbs of ``dataflex-cli`` and the strict reading of configs."""

@@ -1,0 +1,88 @@
+"""The verb ``doctor``: versions, devices, known-broken combinations and their remedy."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from rich.console import Console
+from rich.table import Table
+
+from dataflex import __version__
+
+PACKAGES = ["torch", "torchvision", "torchaudio", "transformers", "accelerate", "peft", "trl", "datasets", "llamafactory", "deepspeed", "numpy", "pyarrow"]
+REMEDY = "pip install -e '.[llamafactory]' (outside a clone: pip install 'dataflex[llamafactory]')"
+
+
+def doctor() -> int:
+    """Print what is installed and what is wrong; return 0 when nothing is, else 2."""
+    console = Console()
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
+    found = {name: installed(name) for name in PACKAGES}
+    table.add_row("dataflex", __version__)
+    table.add_row("python", platform.python_version())
+    for name, number in found.items():
+        table.add_row(name, number or "-")
+    table.add_row("devices", _devices() if found["torch"] else "-")
+    console.print(table)
+    problems = diagnose(found)
+    for problem in problems:
+        console.print(f"problem: {problem}", highlight=False, soft_wrap=True)
+    if not problems:
+        console.print("no known problem", highlight=False)
+    return 2 if problems else 0
+
+
+def installed(name: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def diagnose(found: dict[str, str | None]) -> list[str]:
+    """One sentence with a remedy for each thing that is known not to work, given the installed versions."""
+    problems = []
+    torch, torchaudio, factory = found.get("torch"), found.get("torchaudio"), found.get("llamafactory")
+    if torch is None:
+        return ["torch is not installed; run pip install torch"]
+    if factory is None:
+        problems.append(f"llamafactory is not installed, dataflex-cli train needs it; run {REMEDY}")
+    elif torchaudio is None:
+        problems.append(f"llamafactory imports torchaudio, which is not installed; run {REMEDY}")
+    elif _minor(torch) != _minor(torchaudio):
+        problems.append(
+            f"torchaudio {torchaudio} was built for torch {_minor(torchaudio)}, not {torch}, and llamafactory imports "
+            f"it; run {REMEDY}"
+        )
+    else:
+        failure = _import_failure("llamafactory.hparams")
+        if failure is not None:
+            problems.append(f"llamafactory cannot be imported ({failure}); run {REMEDY}")
+    return problems
+
+
+def _minor(number: str) -> str:
+    return ".".join(number.split("+")[0].split(".")[:2])
+
+
+def _import_failure(module: str) -> str | None:
+    """The last line of an import's traceback, in a process of its own, or None when it succeeds."""
+    result = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True)
+    if result.returncode == 0:
+        return None
+    lines = result.stderr.strip().splitlines()
+    return " ".join(lines[-1].split())[:300] if lines else f"exit code {result.returncode}"
+
+
+def _devices() -> str:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return f"torch cannot be imported: {error}"
+    if not torch.cuda.is_available():
+        return f"CPU, {torch.get_num_threads()} threads"
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))

@@ -1,0 +1,85 @@
+"""``dataflex-cli``: one function a verb; heavy imports happen inside the verbs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from dataflex import __version__
+from dataflex.core.errors import DataFlexError
+
+PASS_THROUGH = ("api", "chat", "env", "eval", "export", "webchat", "webui")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Choose training samples while a language model trains. Configs are LLaMA-Factory's, plus our keys.",
+    epilog=f"{', '.join(PASS_THROUGH)}: handed to LLaMA-Factory unchanged.",
+    pretty_exceptions_enable=False,
+)
+
+CONFIG = typer.Argument(..., metavar="CFG.yaml", help="A LLaMA-Factory config plus our keys; .yaml, .yml or .json.")
+OVERRIDES = typer.Argument(None, metavar="[key=value ...]", help="E.g. warmup_step=20 component.params.window_size=0.1")
+
+
+@app.command()
+def train(config: str = CONFIG, overrides: list[str] = OVERRIDES) -> None:
+    """Train: in one process, or with torchrun when several devices are visible or FORCE_TORCHRUN=1."""
+    from dataflex.cli.train import train
+
+    train(config, overrides or [])
+
+
+@app.command()
+def plan(config: str = CONFIG, overrides: list[str] = OVERRIDES) -> None:
+    """Show segments, quotas, windows and costs of a run; checks the whole config, loads no model, writes nothing."""
+    from dataflex.cli.plan import plan
+
+    plan(config, overrides or [])
+
+
+@app.command()
+def components(
+    file: str = typer.Option(None, "--file", help="A components file whose presets to list as well."),
+) -> None:
+    """List the methods with their parameters, defaults and sources, and the presets."""
+    from dataflex.cli.components import components
+
+    components(file)
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions and devices, and say what is known to break and how to mend it."""
+    from dataflex.cli.doctor import doctor
+
+    raise typer.Exit(doctor())
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"dataflex {__version__}")
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in one sentence and exit code 2."""
+    try:
+        if len(sys.argv) > 1 and sys.argv[1] in PASS_THROUGH:
+            from dataflex.cli.passthrough import pass_through
+
+            pass_through(sys.argv[1:])
+        else:
+            app()
+    except DataFlexError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"dataflex-cli: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

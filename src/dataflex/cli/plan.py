@@ -1,0 +1,206 @@
+"""The verb ``plan``: segments, quotas, windows and costs of a run, before it; no model is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dataflex.cli.config import RunConfig, check_host_keys, read_config
+from dataflex.core.draw import check_quota
+from dataflex.core.errors import ConfigError
+from dataflex.core.order import Geometry, micro_batches_per_pass
+from dataflex.core.plan import SegmentPlan
+
+# Cost of training one row, in forward passes of one row: forward and both backward halves; a LoRA step needs no
+# gradients of the frozen weights.
+FORWARDS_PER_TRAINED_ROW = {"full": 3.0, "freeze": 3.0, "lora": 2.0, "oft": 2.0}
+SHOWN_SEGMENTS = 40
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    """Number of raw rows, where the files can be counted."""
+
+    num_rows: int | None
+    note: str
+
+
+def plan(path: str, overrides: list[str]) -> None:
+    """Print the plan of a config.
+
+    Raises:
+        ConfigError: any wrong key or value, or a quota larger than the pool.
+    """
+    config = read_config(path, overrides)
+    from dataflex.integrations import llamafactory
+
+    check_host_keys(config.host, llamafactory.known_keys())
+    console = Console()
+    if not config.is_dynamic:
+        console.print("train_type is static: LLaMA-Factory trains as it is, nothing is chosen.", highlight=False)
+        return
+    llamafactory.refuse_config(config.host)
+    geometry = _geometry(config.host, llamafactory.num_devices())
+    pool = pool_size(config.host)
+    run_plan = _segment_plan(config, geometry, pool)
+    _print_segments(console, config, run_plan, geometry, pool)
+    _print_cost(console, config, run_plan, geometry, pool)
+
+
+def _geometry(host: dict[str, Any], num_devices: int) -> Geometry:
+    env = os.environ
+    local = int(env.get("NPROC_PER_NODE", num_devices))
+    return Geometry(
+        world_size=int(env.get("NNODES", "1")) * local,
+        accumulation=_number(host, "gradient_accumulation_steps", 1, whole=True),
+        micro_batch=_number(host, "per_device_train_batch_size", 8, whole=True),
+    )
+
+
+def _segment_plan(config: RunConfig, geometry: Geometry, pool: PoolSize) -> SegmentPlan:
+    assert config.schedule is not None
+    follows_host = config.selector.follows_host
+    if pool.num_rows is None and (follows_host or config.schedule.update_times <= 0) and not config.schedule.train_step:
+        raise ConfigError(f"the length of this run depends on the size of the pool, and {pool.note}")
+    drop_last = bool(config.host.get("dataloader_drop_last", False))
+    num_micro_batches = micro_batches_per_pass(pool.num_rows or 1, geometry, drop_last=drop_last)
+    max_steps = _number(config.host, "max_steps", -1, whole=True)
+    return (SegmentPlan.host if follows_host else SegmentPlan.dynamic)(
+        config.schedule,
+        num_epochs=_number(config.host, "num_train_epochs", 3.0),
+        pool_steps=math.ceil(num_micro_batches / geometry.accumulation),
+        max_steps=max_steps if max_steps > 0 else None,
+    )
+
+
+def _print_segments(
+    console: Console, config: RunConfig, run_plan: SegmentPlan, geometry: Geometry, pool: PoolSize
+) -> None:
+    size = f"about {pool.num_rows:,} rows" if pool.num_rows is not None else "size unknown"
+    console.print(
+        f"[bold]{config.method_name}[/bold]: {run_plan.num_steps} optimizer steps of {geometry.global_batch} samples "
+        f"({geometry.world_size} ranks x {geometry.accumulation} micro-batches x {geometry.micro_batch}); "
+        f"pool: {size} ({pool.note})",
+        highlight=False,
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for header in ("segment", "steps", "samples", "decision", "window (shares of the pool)", "scoring"):
+        table.add_column(header)
+    chooses = not config.selector.follows_host and not getattr(config.selector, "replacement", False)
+    for number, segment in enumerate(run_plan.segments()):
+        progress = run_plan.progress(segment)
+        quota = segment.num_steps * geometry.global_batch
+        if chooses and not segment.is_warmup and pool.num_rows is not None:
+            check_quota(quota, pool.num_rows)
+        if number >= SHOWN_SEGMENTS:
+            continue
+        note = {} if segment.is_warmup else _note(config.selector, progress)
+        window = note.get("window_shares")
+        decides = "host order" if config.selector.follows_host else note.get("decision", config.method_name)
+        table.add_row(
+            str(segment.index),
+            f"{segment.start}-{segment.stop}",
+            str(quota),
+            "warm-up (uniform)" if segment.is_warmup else decides,
+            f"{window[0]:.4f} to {window[1]:.4f} (tau {note['tau']:.3g})" if window else note.get("draw", "-"),
+            "the pool" if _scores(config.selector, progress) else "-",
+        )
+    console.print(table)
+    hidden = sum(1 for _ in run_plan.segments()) - SHOWN_SEGMENTS
+    if hidden > 0:
+        console.print(f"... and {hidden} more segments", highlight=False)
+
+
+def _print_cost(console: Console, config: RunConfig, run_plan: SegmentPlan, geometry: Geometry, pool: PoolSize) -> None:
+    passes = sum(_scores(config.selector, run_plan.progress(segment)) for segment in run_plan.segments())
+    if passes == 0:
+        console.print("No pass over the pool: choosing costs nothing measurable.", highlight=False)
+        return
+    kind = str(config.host.get("finetuning_type", "lora"))
+    per_row = FORWARDS_PER_TRAINED_ROW.get(kind, 3.0)
+    trained = run_plan.num_steps * geometry.global_batch
+    counted = pool.num_rows if pool.num_rows is not None else 1000
+    share = passes * counted / (per_row * trained)
+    what = f"{counted:,} rows" if pool.num_rows is not None else "each 1,000 pool rows"
+    console.print(
+        f"Scoring: {passes} passes over {what} = {passes * counted:,} forward rows; training: {trained:,} rows at "
+        f"{per_row:g} forwards each ({kind}). Choosing costs {share:.0%} of the training's compute "
+        f"({share / (1 + share):.0%} of the whole run).",
+        highlight=False,
+    )
+
+
+def _note(selector: Any, progress: Any) -> dict[str, Any]:
+    plan_note = getattr(selector, "plan_note", None)
+    return plan_note(progress) if plan_note is not None else {}
+
+
+def _scores(selector: Any, progress: Any) -> bool:
+    return not selector.follows_host and "loss" in selector.needs_at(progress)
+
+
+def _number(host: dict[str, Any], key: str, default: float, *, whole: bool = False) -> Any:
+    value = host.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (whole and value != int(value)):
+        raise ConfigError(f"{key} is {value!r}; it must be a {'whole ' if whole else ''}number")
+    return int(value) if whole else value
+
+
+def pool_size(host: dict[str, Any]) -> PoolSize:
+    """Count the raw rows of the configured data sets, as far as they are files at hand.
+
+    Rows that LLaMA-Factory drops while it converts are counted here; nothing is tokenised.
+    """
+    names = host.get("dataset")
+    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names or [])
+    if not names:
+        raise ConfigError("dataset is missing; name a data set of dataset_info.json")
+    directory = Path(str(host.get("dataset_dir", "data")))
+    try:
+        info = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return PoolSize(None, f"{directory / 'dataset_info.json'} cannot be read here ({type(error).__name__})")
+    total = 0
+    for name in names:
+        if name not in info:
+            raise ConfigError(
+                f"data set {name!r} is not in {directory / 'dataset_info.json'}; known: {', '.join(info)}"
+            )
+        file_name = info[name].get("file_name")
+        if file_name is None or not (directory / file_name).is_file():
+            return PoolSize(None, f"the rows of {name!r} are not in a file at hand")
+        counted = _count_rows(directory / file_name)
+        if counted is None:
+            return PoolSize(None, f"{file_name} is of a format that is not counted here")
+        counted = info[name].get("num_samples") or counted
+        limit = host.get("max_samples")
+        total += min(counted, _number(host, "max_samples", 0, whole=True)) if limit is not None else counted
+    if total == 0:
+        raise ConfigError(f"the data set {', '.join(names)} is empty")
+    val_size = _number(host, "val_size", 0.0)
+    held_out = int(val_size) if val_size > 1 else math.ceil(val_size * total)
+    return PoolSize(total - held_out, "raw rows counted, before bad ones are dropped")
+
+
+def _count_rows(path: Path) -> int | None:
+    if path.suffix == ".jsonl":
+        with open(path, "rb") as file:
+            return sum(1 for line in file if line.strip())
+    if path.suffix == ".json":
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:  # one object a line, under the other ending
+            return sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        return len(content) if isinstance(content, list) else None
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return pq.read_metadata(path).num_rows
+    return None

@@ -1,0 +1,99 @@
+"""The verb ``train``: read the config, then train here or under torchrun."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from dataflex.cli.config import RunConfig, check_host_keys, read_config
+from dataflex.core.errors import DataFlexError
+
+
+def train(path: str, overrides: list[str]) -> None:
+    """Train from a config file.
+
+    Raises:
+        DataFlexError: a mistake of the user's, found before anything is written.
+    """
+    config = read_config(path, overrides)
+    from dataflex.integrations import llamafactory
+
+    check_host_keys(config.host, llamafactory.known_keys())
+    if config.is_dynamic:
+        llamafactory.refuse_config(config.host)
+    if "RANK" not in os.environ and wants_torchrun(llamafactory.num_devices()):
+        launch(path, overrides, llamafactory.num_devices())
+    elif config.is_dynamic:
+        _train_dynamic(config)
+    else:
+        llamafactory.run_static(config.host)
+
+
+def _train_dynamic(config: RunConfig) -> None:
+    from dataflex.integrations import llamafactory
+    from dataflex.train.curator import Method
+    from dataflex.train.mixin import Settings
+
+    assert config.schedule is not None
+    settings = Settings(
+        method=Method(name=config.method_name, selector=config.selector),
+        schedule=config.schedule,
+        config=config.resolved,
+    )
+    trainer = llamafactory.run_dynamic(config.host, settings)
+    if trainer.args.process_index == 0:
+        output_dir = trainer.args.output_dir
+        llamafactory.say(f"model or adapter: {output_dir}")
+        llamafactory.say(f"what was trained, when and why: {os.path.join(output_dir, 'dataflex')}")
+
+
+def wants_torchrun(num_devices: int) -> bool:
+    """Several devices, or FORCE_TORCHRUN=1, as LLaMA-Factory decides it."""
+    forced = os.environ.get("FORCE_TORCHRUN", "0").lower() in ("1", "true", "y")
+    return forced or num_devices > 1
+
+
+def torchrun_arguments(path: str, overrides: list[str], num_devices: int) -> list[str]:
+    """Arguments of torchrun; NNODES, NODE_RANK, NPROC_PER_NODE, MASTER_ADDR and MASTER_PORT are honoured."""
+    env = os.environ
+    rendezvous = (
+        ["--master-addr", env.get("MASTER_ADDR", "127.0.0.1"), "--master-port", env["MASTER_PORT"]]
+        if "MASTER_PORT" in env or ("MASTER_ADDR" in env and env.setdefault("MASTER_PORT", "29500"))
+        else ["--standalone"]  # one node, a free port
+    )
+    if int(env.get("NNODES", "1")) > 1 and rendezvous == ["--standalone"]:
+        raise DataFlexError(
+            "NNODES is above 1 but MASTER_ADDR is not set; set MASTER_ADDR and MASTER_PORT on every node"
+        )
+    return [
+        "--nnodes",
+        env.get("NNODES", "1"),
+        "--node-rank",
+        env.get("NODE_RANK", "0"),
+        "--nproc-per-node",
+        env.get("NPROC_PER_NODE", str(num_devices)),
+        *rendezvous,
+        "--module",
+        "dataflex.cli.main",
+        "train",
+        path,
+        *overrides,
+    ]
+
+
+def launch(path: str, overrides: list[str], num_devices: int) -> None:
+    """Start torchrun in this process and leave with the workers' exit code."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    # LLaMA-Factory's launcher sets these two for faster DDP; a user's own values stay.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("TORCH_NCCL_AVOID_RECORD_STREAMS", "1")
+    try:
+        run(parse_args(torchrun_arguments(path, overrides, num_devices)))
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        # Workers print a user's mistake themselves; anything else keeps torchrun's own report.
+        if codes - {2, -15}:
+            raise
+        sys.exit(2)

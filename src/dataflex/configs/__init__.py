@@ -1,0 +1,1 @@
+"""Method presets shipped with the package."""

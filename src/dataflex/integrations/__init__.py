@@ -1,0 +1,1 @@
+"""Where dynamic training enters a host."""

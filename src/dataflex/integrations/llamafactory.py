@@ -1,0 +1,205 @@
+"""LLaMA-Factory: called as a library, its workflow's trainer and data functions rebound while it runs."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+from dataflex.core.errors import ConfigError, DataFlexError
+from dataflex.integrations.row_trace import RowTrace
+from dataflex.ledger.ledger import Ledger
+from dataflex.train.mixin import (
+    Settings,
+    check_quotas,
+    dynamic,
+    geometry_of,
+    make_fingerprint,
+    make_plan,
+    say,
+)
+from dataflex.train.pool import read_pool
+from dataflex.train.refuse import refuse_unsupported
+
+SERVED_STAGES = ("sft",)
+WORKFLOW = "llamafactory.train.sft.workflow"
+LOADER = "llamafactory.data.loader"
+
+
+def run_static(config: Mapping[str, Any]) -> None:
+    """Train with LLaMA-Factory alone; nothing of ours is engaged."""
+    import_module("llamafactory.train.tuner").run_exp(dict(config))
+
+
+def run_dynamic(config: Mapping[str, Any], settings: Settings) -> Any:
+    """Train with LLaMA-Factory while a method chooses the samples.
+
+    Args:
+        config: LLaMA-Factory's own keys, ours taken out.
+        settings: method, schedule and the resolved config.
+
+    Returns:
+        The trainer, trained.
+
+    Raises:
+        DataFlexError: anything that the user can mend, in one sentence.
+    """
+    refuse_config(config)
+    tuner = import_module("llamafactory.train.tuner")
+    session = _Session(settings, explicit_checkpoint=bool(config.get("resume_from_checkpoint")))
+    try:
+        with session.engaged():
+            tuner.run_exp(dict(config))
+    except DataFlexError:
+        raise
+    except (ValueError, OSError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        # Before the trainer exists, whatever fails is a key, a file or a package of the user's.
+        if session.trainer is not None or os.environ.get("DATAFLEX_TRACEBACK"):
+            raise
+        raise ConfigError(_one_sentence(error)) from error
+    if session.trainer is None or session.trainer.curator is None:
+        raise DataFlexError("LLaMA-Factory built another trainer than the one that can be served; nothing was chosen")
+    return session.trainer
+
+
+def refuse_config(config: Mapping[str, Any]) -> None:
+    """Raise for what cannot be served, before LLaMA-Factory reads anything."""
+    stage = config.get("stage", "sft")
+    if stage not in SERVED_STAGES:
+        raise ConfigError(
+            f"stage {stage!r} is not served yet with a dynamic train_type; served: {', '.join(SERVED_STAGES)}"
+        )
+    if not config.get("do_train", False):
+        raise ConfigError("do_train is not true; dataflex-cli train with a dynamic train_type needs do_train: true")
+    if config.get("streaming"):
+        raise ConfigError(
+            "streaming: true gives no random access to the samples; set streaming: false to choose among them"
+        )
+    if config.get("packing") or config.get("neat_packing"):
+        raise ConfigError(
+            "packing joins several rows into one sample, which cannot be chosen one by one; set packing: false"
+        )
+    for variable in ("USE_RAY", "USE_MCA", "USE_KT", "USE_V1"):
+        if os.environ.get(variable, "0").lower() in ("1", "true", "y"):
+            raise ConfigError(f"{variable} is set; this launcher of LLaMA-Factory is not served yet, unset it")
+
+
+class _Session:
+    """One run: what is caught on the way from the raw data to the trainer."""
+
+    def __init__(self, settings: Settings, *, explicit_checkpoint: bool) -> None:
+        self._settings = replace(settings, newest_checkpoint=not explicit_checkpoint)
+        self._trace = RowTrace()
+        self.trainer: Any = None
+
+    @contextmanager
+    def engaged(self) -> Iterator[None]:
+        """Rebind, for the duration of the run, the names that LLaMA-Factory looks up in its own modules."""
+        workflow, loader = import_module(WORKFLOW), import_module(LOADER)
+        with ExitStack() as stack:
+            stack.enter_context(rebound(workflow, "CustomSeq2SeqTrainer", self._make_trainer))
+            stack.enter_context(rebound(workflow, "get_dataset", self._get_dataset))
+            stack.enter_context(rebound(loader, "align_dataset", self._trace.align))
+            stack.enter_context(rebound(loader, "_get_dataset_processor", self._trace.processor))
+            yield
+
+    def _make_trainer(self, original: type) -> Any:
+        dynamic_class = dynamic(original)
+
+        def make(*args: Any, **kwargs: Any) -> Any:
+            trainer = dynamic_class(*args, dataflex=self._settings, **kwargs)
+            self.trainer = trainer
+            return trainer
+
+        return make
+
+    def _get_dataset(self, original: Any) -> Any:
+        @functools.wraps(original)
+        def get_dataset(template: Any, model_args: Any, data_args: Any, training_args: Any, **kwargs: Any) -> Any:
+            if data_args.tokenized_path is not None:
+                # Rows would be stored with our columns, or come without them.
+                raise ConfigError("tokenized_path is not served yet with a dynamic train_type; remove it")
+            refuse_unsupported(training_args)
+            module = original(template, model_args, data_args, training_args, **kwargs)
+            module["train_dataset"], rows = self._trace.columns(module["train_dataset"])
+            evaluated = module.get("eval_dataset")
+            if isinstance(evaluated, dict):
+                module["eval_dataset"] = {name: RowTrace.strip(data) for name, data in evaluated.items()}
+            elif evaluated is not None:
+                module["eval_dataset"] = RowTrace.strip(evaluated)
+            self._check(module["train_dataset"], rows, training_args)
+            return module
+
+        return get_dataset
+
+    def _check(self, train_dataset: Any, rows: Mapping[str, Any], args: Any) -> None:
+        """All that can be refused is refused here: before the model is loaded and before anything is written."""
+        pool = read_pool(train_dataset)
+        geometry = geometry_of(args)
+        overwrite = bool(getattr(args, "overwrite_output_dir", False))
+        self._settings = replace(self._settings, pool=pool, rows=rows, overwrite=overwrite)
+        plan = make_plan(self._settings, args, len(pool), geometry)
+        check_quotas(self._settings, plan, pool, geometry)
+        if args.process_index == 0:
+            fingerprint = make_fingerprint(self._settings, pool, geometry)
+            Ledger(args.output_dir).claim(fingerprint, overwrite=overwrite)
+
+
+@contextmanager
+def rebound(module: Any, name: str, wrap: Any) -> Iterator[None]:
+    """Bind ``module.name`` to ``wrap(original)`` and put the original back afterwards."""
+    original = getattr(module, name, None)
+    if original is None:
+        raise ConfigError(f"this LLaMA-Factory has no {module.__name__}.{name}; install llamafactory==0.9.5")
+    setattr(module, name, wrap(original))
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+def known_keys() -> set[str]:
+    """All keys of a LLaMA-Factory training config."""
+    from dataclasses import fields
+
+    parser = import_module("llamafactory.hparams.parser")
+    ray = import_module("llamafactory.hparams.training_args").RayArguments
+    return {f.name for cls in (*parser._TRAIN_ARGS, ray) for f in fields(cls) if f.init}
+
+
+def num_devices() -> int:
+    """Accelerators visible to this process; 1 on a CPU."""
+    return max(1, import_module("llamafactory.extras.misc").get_device_count())
+
+
+def import_module(name: str) -> Any:
+    """Import one of LLaMA-Factory's modules, or say in one sentence why it cannot be."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == "llamafactory":
+            raise ConfigError(
+                "LLaMA-Factory is not installed; run: pip install 'dataflex[llamafactory]' (from a clone: "
+                "pip install -e '.[llamafactory]')"
+            ) from error
+        raise ConfigError(f"LLaMA-Factory cannot be imported: {error}; run dataflex-cli doctor") from error
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"LLaMA-Factory cannot be imported ({_one_sentence(error)}); its packages do not fit together: run "
+            "dataflex-cli doctor for the remedy"
+        ) from error
+
+
+def _one_sentence(error: BaseException) -> str:
+    """The message of a foreign error, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"the key {text} is missing in the data or the config"
+    return text if len(text) <= 400 else f"{text[:400]}…"
+
+
+__all__ = ["import_module", "known_keys", "num_devices", "refuse_config", "run_dynamic", "run_static", "say"]

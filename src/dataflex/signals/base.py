@@ -1,0 +1,36 @@
+"""The signal protocol, and the two things every model pass needs: eval mode and untouched random streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Signal(Protocol):
+    """Numbers about samples, computed by a model a batch at a time."""
+
+    num_columns: int
+
+    def measure(self, rows_B: np.ndarray) -> torch.Tensor:
+        """Return one row of numbers per sample, float64, shape (B, num_columns), on the model's device."""
+        ...
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run a pass in eval mode without gradients, and leave modes, gradients and random streams as they were."""
+    training_modules = [module for module in model.modules() if module.training]
+    cuda_devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=cuda_devices), torch.no_grad():
+            yield
+    finally:
+        # Module by module: .train() on the whole would also switch on those that the user had put in eval mode.
+        for module in training_modules:
+            module.training = True

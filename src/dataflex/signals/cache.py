@@ -1,0 +1,84 @@
+"""Signal arrays that other runs may reuse, each kept under a hash of everything it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import nn
+
+
+class SignalCache:
+    """A directory of arrays, one file each, named by the hash of a key.
+
+    The key names the weights an array was measured with, the tokenised data and the definition of the signal; a file
+    under another key is never read, and its full key is compared again on loading.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def load(self, key: Mapping[str, str]) -> np.ndarray | None:
+        """Return the array of exactly this key, or None."""
+        path = self._path(key)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                same = json.loads((file.metadata() or {}).get("key", "null")) == dict(key)
+                return file.get_tensor("values") if same else None
+        except (OSError, SafetensorError, ValueError):  # absent, or cut short by a full disk: measure anew
+            return None
+
+    def save(self, key: Mapping[str, str], values: np.ndarray) -> Path:
+        """Keep an array; atomic, and harmless when two runs do it at once."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self._path(key)
+        temporary = path.with_suffix(f".tmp{os.getpid()}")
+        save_file({"values": values}, temporary, metadata={"key": json.dumps(dict(key), sort_keys=True)})
+        os.replace(temporary, path)
+        return path
+
+    def others(self, key: Mapping[str, str]) -> int:
+        """Number of arrays of the same signal under other keys: made with other weights or other data."""
+        mine = self._path(key).name
+        return sum(path.name != mine for path in self.directory.glob(f"{key['signal']}-*.safetensors"))
+
+    def _path(self, key: Mapping[str, str]) -> Path:
+        digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
+        return self.directory / f"{key['signal']}-{digest[:32]}.safetensors"
+
+
+def weights_digest(model: nn.Module) -> str | None:
+    """Hash of all parameters and buffers, base and trainable; None when this rank holds only a part of them.
+
+    Two sums modulo 2**64 per tensor, plain and weighted by position, computed where the tensor lives (hashing the
+    bytes of an 8B model on the host would take minutes): a guard against accident, not against forgery.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
+        if hasattr(tensor, "ds_id") or type(tensor).__name__ == "DTensor":
+            return None
+        digest.update(f"{name.removeprefix('module.')} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(f"{_tensor_sums(tensor.detach())};".encode())
+    return digest.hexdigest()
+
+
+def _tensor_sums(tensor: torch.Tensor) -> tuple[int, int]:
+    """Sum of the tensor's bytes as integers, plain and weighted by position, modulo 2**64."""
+    flat = tensor.contiguous().view(-1)
+    word = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
+    words = flat.view(word) if flat.dtype != torch.bool else flat.to(torch.uint8)
+    plain = weighted = 0
+    step = 1 << 22  # bounds the int64 copy to 32 MiB
+    for start in range(0, words.numel(), step):
+        chunk = words[start : start + step].to(torch.int64)
+        positions = torch.arange(start + 1, start + 1 + len(chunk), device=chunk.device)
+        plain += int(chunk.sum())
+        weighted += int((chunk * (positions * 2654435761 + 1)).sum())
+    return plain % 2**64, weighted % 2**64

@@ -1,0 +1,346 @@
+"""Where plan, signals, algorithm and ledger meet: yields the segments that are left of an epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from dataflex.algorithms.base import Selection
+from dataflex.core.draw import passes
+from dataflex.core.errors import ConfigError, DataFlexError, LedgerError
+from dataflex.core.order import Geometry
+from dataflex.core.plan import SegmentPlan
+from dataflex.core.seeds import loader_seed, segment_rng
+from dataflex.core.segment import Progress, Segment
+from dataflex.ledger.files import write_atomic
+from dataflex.ledger.fingerprint import differences
+from dataflex.ledger.ledger import Ledger
+from dataflex.train.describe import describe, metrics, quantiles
+from dataflex.train.measure import Measured
+from dataflex.train.pool import Pool
+from dataflex.train.ranks import Ranks
+
+STATE_FILE = "dataflex_state.safetensors"
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Rows to train next, over all ranks, and the seed of the loader that serves them."""
+
+    rows: np.ndarray
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A selector and the name it was asked for by."""
+
+    name: str
+    selector: Any
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters as JSON values (tuples become lists)."""
+        return json.loads(json.dumps(dataclasses.asdict(self.selector), default=str))
+
+
+class Curator:
+    """Decides each segment when its first batch is asked for. All public methods are collective.
+
+    Rank 0 holds the state, decides and writes; the others receive the rows.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: Method,
+        plan: SegmentPlan,
+        geometry: Geometry,
+        pool: Pool,
+        seed: int,
+        ledger: Ledger,
+        ranks: Ranks,
+        measure: Callable[[str, Progress], Measured],
+        host_order: Callable[[int], np.ndarray],
+        say: Callable[[str], None],
+        log: Callable[[dict[str, float]], None],
+        versions: Mapping[str, str],
+    ) -> None:
+        """
+        Args:
+            measure: measures one signal for the whole pool, given its name (collective).
+            host_order: rows of an epoch in the host's own order, for methods that choose nothing.
+            say: tells the person who watches one sentence.
+            log: hands numbers to the host's loggers.
+        """
+        self.method, self.plan, self.geometry, self.pool = method, plan, geometry, pool
+        self._seed, self._ledger, self.ranks, self._versions = seed, ledger, ranks, dict(versions)
+        self._measure, self._host_order, self._say, self._log = measure, host_order, say, log
+        # What a checkpoint keeps, besides the step:
+        self._state: dict[str, np.ndarray] = dict(method.selector.init(pool.info))
+        self._times_trained_N = np.zeros(len(pool), dtype=np.int32)
+        self._scorable_N = pool.info.trainable_N.copy()
+        self._seconds = {"choosing": 0.0, "running": 0.0}
+        # Rows of the segment in progress, and what a former process recorded for the one to decide next:
+        self._current: tuple[Segment, np.ndarray] | None = None
+        self._recorded: Mapping[str, Any] | None = None
+        self._started = time.perf_counter()
+        self.num_decisions = 0
+
+    # the way of the rows
+
+    def rest_of_epoch(self, step: int) -> Iterator[Deal]:
+        """Yield what is left of the epoch that optimizer step ``step`` belongs to, one decision per turn."""
+        stop = self.plan.epoch_stop(step) if step < self.plan.num_steps else step
+        while step < stop:
+            segment = self.plan.segment_at(step)
+            rows_Q = self._rows(segment, step)
+            until = min(segment.stop, stop)
+            batch = self.geometry.global_batch
+            yield Deal(
+                rows_Q[(step - segment.start) * batch : (until - segment.start) * batch],
+                loader_seed(self._seed, segment.index),
+            )
+            step = until
+
+    def _rows(self, segment: Segment, step: int) -> np.ndarray:
+        """Rows of the whole segment: decided now, in memory already, or recorded before a resume."""
+        if self._current is None or self._current[0].index != segment.index:
+            if step > segment.start:
+                self._current = (segment, self.ranks.from_main(lambda: self._recorded_rows(segment)))
+            else:
+                self._current = (segment, self._decide(segment))
+        return self._current[1]
+
+    def _recorded_rows(self, segment: Segment) -> np.ndarray:
+        line = self._ledger.segments().get(segment.index)
+        if line is None:
+            raise LedgerError(
+                f"{self._ledger.path} has no line of segment {segment.index}, in whose middle this checkpoint was "
+                "taken; restore the dataflex folder of the run, or start anew with overwrite_output_dir: true"
+            )
+        return self._ledger.rows_of(line)
+
+    # one decision
+
+    def _decide(self, segment: Segment) -> np.ndarray:
+        began = time.perf_counter()
+        progress = self.plan.progress(segment)
+        selector = self.method.selector
+        names = sorted(frozenset() if selector.follows_host else selector.needs_at(progress))
+        recorded = self.ranks.from_main(lambda: self._recorded_signals(segment))
+        signals: dict[str, np.ndarray] = {}
+        scoring: dict[str, Any] = {}
+        for name in names:
+            if name == "times_trained":
+                signals[name] = self._times_trained_N.copy()
+            elif name in recorded:
+                signals[name] = recorded[name]
+                scoring = {"source": "ledger", "num_rows": 0, "num_tokens": 0, "seconds": 0.0}
+            else:
+                measured = self._measure(name, progress)
+                signals[name] = measured.values
+                scoring = scoring or measured.cost
+        if selector.follows_host:
+            # Every rank has its own copy of the host's order; it is compared, not sent.
+            epoch_rows = self._host_order(segment.cycle)
+        line, rows_Q = self.ranks.from_main(
+            lambda: self._choose(
+                segment, progress, signals, scoring, began, epoch_rows if selector.follows_host else None
+            )
+        )
+        self._count(rows_Q)
+        self.num_decisions += 1
+        if self.ranks.is_main:
+            for warning in line["warnings"]:
+                self._say(warning)
+            self._say(describe(line))
+        self._log(metrics(line))
+        return rows_Q
+
+    def _recorded_signals(self, segment: Segment) -> dict[str, np.ndarray]:
+        """Signals that a former process recorded for this decision and the same weights (rank 0)."""
+        recorded = self._recorded
+        return self._ledger.signals_of(recorded) if recorded and recorded["segment"] == segment.index else {}
+
+    def _choose(
+        self,
+        segment: Segment,
+        progress: Progress,
+        signals: Mapping[str, np.ndarray],
+        scoring: Mapping[str, Any],
+        began: float,
+        epoch_rows: np.ndarray | None,
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """Decide and record one segment (rank 0)."""
+        quota = segment.num_steps * self.geometry.global_batch
+        if "loss" in signals:
+            self._scorable_N = self.pool.info.trainable_N & np.isfinite(signals["loss"])
+        chose = time.perf_counter()
+        selection = self._selection(segment, progress, signals, quota, epoch_rows)
+        rows_Q = selection.rows_Q
+        if not selection.ordered:
+            rows_Q = rows_Q[np.argsort(segment_rng(self._seed, segment.index, "order").random(len(rows_Q)))]
+        self._check(rows_Q, quota, segment, host=epoch_rows is not None)
+        columns_N = dict(selection.columns_N)
+        if columns_N:
+            columns_N = {"row": np.arange(len(self.pool)), "times_trained": self._times_trained_N.copy(), **columns_N}
+        now = time.perf_counter()
+        self._seconds["choosing"] += now - began
+        running = self._seconds["running"] + now - self._started
+        line = {
+            "segment": segment.index,
+            "start": segment.start,
+            "stop": segment.stop,
+            "cycle": segment.cycle,
+            "update": segment.update,
+            "decision": selection.decision,
+            "method": self.method.name,
+            "params": self.method.params,
+            "seed": self._seed,
+            "num_rows": len(rows_Q),
+            "num_distinct_rows": len(np.unique(rows_Q)),
+            "window": dict(selection.window) if selection.window else None,
+            "notes": dict(selection.notes),
+            "warnings": list(selection.warnings),
+            "quantiles": quantiles(selection.columns_N),
+            "scoring": dict(scoring) or None,
+            "seconds": {"total": now - began, "select": now - chose},
+            "share_of_run": self._seconds["choosing"] / max(running, 1e-9),
+            "versions": self._versions,
+        }
+        recorded = self._recorded
+        if recorded is not None and recorded["segment"] == segment.index:
+            self._verify(recorded, rows_Q)
+            self._recorded = None
+            return dict(recorded), rows_Q
+        return self._ledger.append(line, rows_Q, columns_N), rows_Q
+
+    def _selection(
+        self,
+        segment: Segment,
+        progress: Progress,
+        signals: Mapping[str, np.ndarray],
+        quota: int,
+        epoch_rows: np.ndarray | None,
+    ) -> Selection:
+        selector = self.method.selector
+        if epoch_rows is not None:
+            first = (segment.start - segment.cycle * self.plan.steps_per_epoch) * self.geometry.global_batch
+            return Selection(rows_Q=epoch_rows[first : first + quota], decision="host order", ordered=True)
+        if segment.is_warmup and not selector.serves_warmup:
+            if signals:
+                self._state = dict(selector.observe(self._state, signals, progress))
+            rng = segment_rng(self._seed, segment.index, "warmup")
+            rows_Q = passes(self._scorable_N, np.zeros_like(self._times_trained_N), quota, rng)
+            columns_N = {name: values for name, values in signals.items() if name == "loss"}
+            return Selection(rows_Q=rows_Q, decision="warm-up", columns_N=columns_N)
+        rng = segment_rng(self._seed, segment.index, "select")
+        selection, state = selector.select(self._state, signals, quota, progress, rng)
+        self._state = dict(state)
+        return selection
+
+    def _check(self, rows_Q: np.ndarray, quota: int, segment: Segment, *, host: bool) -> None:
+        """Methods may come from other packages: what they return is checked before it is recorded."""
+        wrong_size = len(rows_Q) > quota if host else len(rows_Q) != quota
+        if wrong_size or rows_Q.dtype.kind not in "iu":
+            raise DataFlexError(
+                f"method {self.method.name} returned {len(rows_Q)} {rows_Q.dtype} rows for segment {segment.index}, "
+                f"whose quota is {quota} row numbers"
+            )
+        outside = rows_Q[(rows_Q < 0) | (rows_Q >= len(self.pool))]
+        if len(outside):
+            raise DataFlexError(
+                f"method {self.method.name} returned row {int(outside[0])}, but the pool has rows 0 to "
+                f"{len(self.pool) - 1}"
+            )
+
+    def _verify(self, recorded: Mapping[str, Any], rows_Q: np.ndarray) -> None:
+        """The recorded choice must follow from the recorded signals again."""
+        if not np.array_equal(self._ledger.rows_of(recorded), rows_Q):
+            raise LedgerError(
+                f"segment {recorded['segment']} was recorded with other rows than its recorded signals give now; "
+                "a package or the method changed since: install the versions of that ledger line or start anew"
+            )
+
+    def _count(self, rows_Q: np.ndarray) -> None:
+        counts_N = np.bincount(rows_Q, minlength=len(self.pool)).astype(np.int32)
+        self._times_trained_N = self._times_trained_N + counts_N
+
+    # beginning, saving, restoring
+
+    def begin(
+        self, run: Mapping[str, Any], rows: Mapping[str, Any], *, overwrite: bool, checkpoint: str | None
+    ) -> None:
+        """Claim the run directory and restore a checkpoint, if any, before the first step."""
+        self._started = time.perf_counter()
+        self._current = None
+        self.ranks.from_main(lambda: self._begin(run, rows, overwrite=overwrite, checkpoint=checkpoint))
+
+    def _begin(
+        self, run: Mapping[str, Any], rows: Mapping[str, Any], *, overwrite: bool, checkpoint: str | None
+    ) -> None:
+        if checkpoint is not None:
+            self._roll_back(self._restore(Path(checkpoint), run["fingerprint"]))
+            return
+        found = self._ledger.claim(run["fingerprint"], overwrite=overwrite)
+        if found == "replace":
+            self._say(f"the record of an earlier run was moved to {self._ledger.move_aside()}")
+        self._ledger.begin(run, rows)
+        if self._ledger.segments():
+            self._ledger.rollback(0, "no checkpoint had been saved: the run starts again")
+            self._say("no checkpoint had been saved: the run starts again, its earlier ledger lines are rolled back")
+
+    def _roll_back(self, step: int) -> None:
+        """Cancel lines of weights that no longer exist; keep the one decided from exactly these weights."""
+        later = [line for line in self._ledger.segments().values() if line["start"] > step]
+        if later:
+            first = min(line["segment"] for line in later)
+            self._ledger.rollback(first, f"resumed from step {step}")
+        if step < self.plan.num_steps:
+            segment = self.plan.segment_at(step)
+            if segment.start == step:
+                self._recorded = self._ledger.segments().get(segment.index)
+
+    def save(self, checkpoint: Path, step: int, fingerprint: Mapping[str, Any]) -> None:
+        """Write the state that a resume needs into a checkpoint folder (rank 0; atomic)."""
+        if not self.ranks.is_main:
+            return
+        arrays = {f"state.{name}": np.ascontiguousarray(values) for name, values in self._state.items()}
+        arrays |= {"times_trained_N": self._times_trained_N, "scorable_N": self._scorable_N}
+        running = self._seconds["running"] + time.perf_counter() - self._started
+        meta = {"step": step, "fingerprint": fingerprint, "seconds": {**self._seconds, "running": running}}
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        write_atomic(checkpoint / STATE_FILE, save(arrays, metadata={"dataflex": json.dumps(meta)}))
+
+    def _restore(self, checkpoint: Path, fingerprint: Mapping[str, Any]) -> int:
+        path = checkpoint / STATE_FILE
+        if not path.exists():
+            raise ConfigError(
+                f"{checkpoint} holds no {STATE_FILE}: it was not saved by a run of DataFlex, or was cut short; resume "
+                "from another checkpoint, or start anew with overwrite_output_dir: true"
+            )
+        try:
+            with safe_open(path, framework="numpy") as file:
+                meta = json.loads(file.metadata()["dataflex"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is damaged ({error}); resume from another checkpoint") from error
+        if meta["fingerprint"] != fingerprint:
+            raise ConfigError(
+                f"{checkpoint} belongs to another run: {differences(meta['fingerprint'], dict(fingerprint))}; resume "
+                "with the config of that run, or start anew with overwrite_output_dir: true"
+            )
+        self._state = {n.removeprefix("state."): v for n, v in arrays.items() if n.startswith("state.")}
+        self._times_trained_N, self._scorable_N = arrays["times_trained_N"], arrays["scorable_N"]
+        self._seconds = dict(meta["seconds"])
+        return int(meta["step"])

@@ -1,0 +1,63 @@
+"""A decision in one line, for the person who watches the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def describe(line: Mapping[str, Any]) -> str:
+    """One line about a ledger line: window, improved, drawn from inside, cost."""
+    notes, window, scoring = line["notes"], line["window"], line["scoring"]
+    parts = [f"steps {line['start']}-{line['stop']}: {line['decision']}, {line['num_rows']} samples"]
+    if window:
+        parts.append(
+            f"window {window['start_share']:.3f}-{window['end_share']:.3f} of {notes.get('num_scored')} ranked"
+        )
+    if "num_improved" in notes:
+        parts.append(f"{notes['num_improved']} improved")
+    if "num_from_window" in notes:
+        parts.append(f"{notes['num_from_window']} drawn from the window")
+    if notes.get("num_unscored"):
+        parts.append(f"{notes['num_unscored']} could not be scored")
+    if scoring:
+        if scoring["source"] == "measured":
+            parts.append(
+                f"scored {scoring['num_rows']} samples, {scoring['num_tokens']:,} tokens in {scoring['seconds']:.1f} s"
+            )
+        else:
+            parts.append(f"losses from the {scoring['source']}, no pass over the pool")
+        parts.append(f"choosing so far: {line['share_of_run']:.0%} of the run's time")
+    return " | ".join(parts)
+
+
+def quantiles(columns_N: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Minimum, 5, 25, 50, 75, 95 % and maximum of the finite values of each float column."""
+    result = {}
+    for name, values in columns_N.items():
+        finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values[:0]
+        if name != "weight" and len(finite):
+            levels = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+            numbers = np.quantile(finite.astype(np.float64), levels)
+            result[name] = {f"{level:g}": float(number) for level, number in zip(levels, numbers, strict=True)}
+    return result
+
+
+def metrics(line: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of a decision for the host's loggers, under ``dataflex/``."""
+    notes, window, scoring = line["notes"], line["window"], line["scoring"]
+    values: dict[str, float] = {"dataflex/segment": line["segment"], "dataflex/share_of_run": line["share_of_run"]}
+    if window:
+        values["dataflex/window_start"] = window["start_share"]
+        values["dataflex/window_end"] = window["end_share"]
+    if notes.get("num_scored") and "num_improved" in notes:
+        values["dataflex/improved"] = notes["num_improved"] / notes["num_scored"]
+    if "num_from_window" in notes:
+        values["dataflex/from_window"] = notes["num_from_window"] / line["num_rows"]
+    if scoring:
+        values["dataflex/scoring_seconds"] = scoring["seconds"]
+    if "loss" in line["quantiles"]:
+        values["dataflex/pool_loss_median"] = line["quantiles"]["loss"]["0.5"]
+    return values

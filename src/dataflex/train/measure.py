@@ -1,0 +1,166 @@
+"""Signals on demand: which program measures which signal, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.utils import send_to_device
+from tqdm.auto import tqdm
+
+from dataflex.algorithms.base import SIGNALS, Progress
+from dataflex.core.errors import ConfigError, LedgerError
+from dataflex.ledger.ledger import Ledger
+from dataflex.signals.base import undisturbed
+from dataflex.signals.cache import SignalCache, weights_digest
+from dataflex.signals.file import read_scores
+from dataflex.signals.loss import LossSignal, mean_losses
+from dataflex.signals.sweep import sweep
+from dataflex.train.pool import Pool
+from dataflex.train.ranks import Ranks
+
+LOSS_DEFINITION = "mean negative log-likelihood over label tokens, eval mode, fp32 sums, version 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A signal's values, one per pool row, and the cost of a model pass (empty where there was none)."""
+
+    values: np.ndarray
+    cost: dict[str, Any] = field(default_factory=dict)
+
+
+class Measurer:
+    """Measures a signal for the whole pool (collective).
+
+    Args:
+        trainer: the host's trainer; read only when a pass is made, since the model is wrapped in ``train()``.
+        selector: the method that asks; its ``path`` and ``cache_dir`` are read where it has them.
+        cache_dir: where initial losses are kept when the method names no other place.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        *,
+        selector: Any,
+        pool: Pool,
+        ranks: Ranks,
+        cache_dir: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self._trainer, self._selector, self._pool, self._ranks, self._say = trainer, selector, pool, ranks, say
+        self._cache = SignalCache(Path(getattr(selector, "cache_dir", None) or cache_dir))
+
+    def __call__(self, name: str, progress: Progress) -> Measured:
+        match name:
+            case "loss":
+                return self._loss(progress)
+            case "file":
+                return Measured(values=self._ranks.from_main(self._file))
+            case "replay":
+                return Measured(values=self._ranks.from_main(lambda: self._replay(progress)))
+        raise ConfigError(f"the method needs a signal {name!r}, which nothing measures; known: {', '.join(SIGNALS)}")
+
+    def _loss(self, progress: Progress) -> Measured:
+        """Mean loss of every row under the current model; initial losses come from the cache where they are there."""
+        # Only the initial losses can serve another run: any later weights are this run's alone.
+        cacheable = hasattr(self._selector, "cache_dir") and (progress.step == 0 or progress.is_first_selection)
+        key = self._ranks.from_main(self._cache_key) if cacheable else None
+        cached = self._ranks.from_main(lambda: self._load(key)) if key is not None else None
+        if cached is not None:
+            cost = {"source": "cache", "num_rows": 0, "num_tokens": 0, "seconds": 0.0}
+            return Measured(values=cached, cost=cost)
+        measured = self._sweep_losses()
+        if key is not None and self._ranks.is_main:
+            self._cache.save(key, measured.values)
+        return measured
+
+    def _sweep_losses(self) -> Measured:
+        trainer, pool = self._trainer, self._pool
+        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        signal = LossSignal(
+            model=trainer.model_wrapped if sharded else trainer.model,
+            features=lambda rows_B: fetch(trainer.train_dataset, rows_B),
+            collate=trainer._get_collator_with_removed_columns(trainer.data_collator),
+            to_device=lambda batch: send_to_device(batch, trainer.accelerator.device),
+            autocast=trainer.compute_loss_context_manager,
+        )
+        rows = np.flatnonzero(pool.info.trainable_N)
+        bar = tqdm(total=len(rows), desc="scoring", unit=" samples", leave=False, disable=not self._ranks.is_main)
+        with bar, undisturbed(signal.model):
+            result = sweep(
+                signal,
+                pool.info.num_tokens_N,
+                rows,
+                device=self._ranks.device,
+                rank=self._ranks.rank,
+                world_size=self._ranks.world_size,
+                gather=self._ranks.gather,
+                advance=bar.update,
+            )
+        losses_N = mean_losses(result.values_NxC)
+        lost = len(rows) - int(np.isfinite(losses_N).sum())
+        if lost and self._ranks.is_main:
+            self._say(f"{lost} of {len(rows)} samples have a loss that is not finite; they are not drawn")
+        cost = {
+            "source": "measured",
+            "num_rows": result.num_rows,
+            "num_tokens": result.num_tokens,
+            "seconds": result.seconds,
+        }
+        return Measured(values=losses_N, cost=cost)
+
+    def _cache_key(self) -> dict[str, str] | None:
+        """Everything the losses depend on; the tokens and labels stand for tokenizer, template and cutoff."""
+        weights = weights_digest(self._trainer.accelerator.unwrap_model(self._trainer.model))
+        if weights is None:
+            return None
+        precision = f"{self._trainer.model.dtype}, autocast {self._trainer.accelerator.mixed_precision}"
+        return {
+            "signal": "loss",
+            "weights": weights,
+            "data": self._pool.digest,
+            "definition": LOSS_DEFINITION,
+            "precision": precision,
+        }
+
+    def _load(self, key: dict[str, str]) -> np.ndarray | None:
+        values = self._cache.load(key)
+        if values is not None and len(values) == len(self._pool):
+            self._say(f"losses of exactly these weights and data are in {self._cache.directory}: no pass is made")
+            return values
+        others = self._cache.others(key)
+        if others:
+            self._say(
+                f"{self._cache.directory} holds {others} arrays of other weights or other data: none of them is used"
+            )
+        return None
+
+    def _file(self) -> np.ndarray:
+        return read_scores(self._selector.path, len(self._pool), self._pool.digest)
+
+    def _replay(self, progress: Progress) -> np.ndarray:
+        ledger = Ledger(self._selector.path)
+        recorded = ledger.run().get("fingerprint", {}).get("data")
+        if recorded != self._pool.digest:
+            raise LedgerError(
+                f"{self._selector.path} recorded a run on other data; replay needs the same data set, tokenizer, "
+                "template and cutoff"
+            )
+        line = ledger.segments().get(progress.segment)
+        if line is None:
+            raise LedgerError(
+                f"{self._selector.path} has no segment {progress.segment}: the recorded run is shorter than this one"
+            )
+        return ledger.rows_of(line)
+
+
+def fetch(dataset: Any, rows_B: np.ndarray) -> list[dict[str, Any]]:
+    """Features of some rows, in one call where the data set has one."""
+    rows = rows_B.tolist()
+    fetch_many = getattr(dataset, "__getitems__", None)
+    return fetch_many(rows) if fetch_many is not None else [dict(dataset[row]) for row in rows]

@@ -1,0 +1,290 @@
+"""DynamicDataMixin: put it left of any Trainer class, and its samples are chosen while it trains."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from dataflex import __version__
+from dataflex.core.draw import check_quota
+from dataflex.core.errors import DataFlexError
+from dataflex.core.order import Geometry, micro_batches_per_pass
+from dataflex.core.plan import Schedule, SegmentPlan
+from dataflex.ledger.fingerprint import comparable
+from dataflex.ledger.ledger import Ledger
+from dataflex.train.callback import EpochCounter
+from dataflex.train.chain import SegmentChain, draw_like_a_stock_loader, host_order
+from dataflex.train.curator import Curator, Method
+from dataflex.train.indexed import SAMPLE_IDS, IndexedCollator, IndexedDataset
+from dataflex.train.measure import Measurer
+from dataflex.train.pool import Pool, read_pool
+from dataflex.train.ranks import Ranks
+from dataflex.train.refuse import refuse_unsupported
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a dynamic run needs beyond the host's own arguments."""
+
+    method: Method
+    schedule: Schedule
+    config: Mapping[str, Any]  # the resolved config, JSON values; kept in run.yaml and part of the fingerprint
+    overwrite: bool = False
+    newest_checkpoint: bool = False  # resume from the newest complete checkpoint instead of the one train() is given
+    pool: Pool | None = None  # read already, else it is read from the trainer's data set
+    rows: Mapping[str, Any] = field(default_factory=dict)  # columns of rows.parquet beyond row and token counts
+
+
+def say(sentence: str) -> None:
+    """Tell the person who watches; does not tear progress bars."""
+    tqdm.write(f"[dataflex] {sentence}")
+
+
+def make_plan(settings: Settings, args: Any, num_rows: int, geometry: Geometry) -> SegmentPlan:
+    """The plan of a run, from its settings, the host's arguments and the size of the pool."""
+    num_micro_batches = micro_batches_per_pass(num_rows, geometry, drop_last=args.dataloader_drop_last)
+    follows_host = settings.method.selector.follows_host
+    return (SegmentPlan.host if follows_host else SegmentPlan.dynamic)(
+        settings.schedule,
+        num_epochs=args.num_train_epochs,
+        pool_steps=-(-num_micro_batches // geometry.accumulation),
+        max_steps=args.max_steps if args.max_steps > 0 else None,
+    )
+
+
+def newest_complete_checkpoint(output_dir: str) -> str | None:
+    """The checkpoint of the highest step that was written to the end; None when there is none."""
+    found = sorted(
+        (int(path.name.rsplit("-", 1)[1]), path)
+        for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if path.name.rsplit("-", 1)[1].isdigit()
+    )
+    for _, path in reversed(found):
+        try:
+            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            say(f"{path} was not written to the end and is passed over")
+            continue
+        return str(path)
+    return None
+
+
+def check_quotas(settings: Settings, plan: SegmentPlan, pool: Pool, geometry: Geometry) -> None:
+    """Raise before anything is written when no decision could fill its quota."""
+    selector = settings.method.selector
+    if selector.follows_host or getattr(selector, "replacement", False) or getattr(selector, "serves_warmup", False):
+        return
+    first_updates = [plan.segment_at(step) for step in (0, plan.warmup_step) if step < plan.num_steps]
+    steps = max((segment.num_steps for segment in first_updates if not segment.is_warmup), default=0)
+    check_quota(steps * geometry.global_batch, int(pool.info.trainable_N.sum()))
+
+
+def geometry_of(args: Any) -> Geometry:
+    return Geometry(
+        world_size=args.world_size,
+        accumulation=args.gradient_accumulation_steps,
+        micro_batch=args.train_batch_size,
+    )
+
+
+def make_fingerprint(settings: Settings, pool: Pool, geometry: Geometry) -> dict[str, Any]:
+    """What makes two runs the same run: config, method, schedule, data and global batch."""
+    params = {name: value for name, value in settings.method.params.items() if name != "cache_dir"}
+    return {
+        **comparable(settings.config),
+        "method": settings.method.name,
+        "params": params,
+        "schedule": {k: v for k, v in vars(settings.schedule).items()},
+        "num_rows": len(pool),
+        "data": pool.digest,
+        "global_batch": geometry.global_batch,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    found = {"dataflex": __version__}
+    for package in ("numpy", "torch", "transformers", "accelerate", "peft", "trl", "llamafactory"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class DynamicDataMixin:
+    """Left of a Trainer class: the train dataloader becomes a chain of segments, each decided when its turn comes.
+
+    Nothing of the training loop is copied. Overridden are ``get_train_dataloader`` (the chain), ``train`` (resume),
+    ``save_model`` (our state in every checkpoint) and ``training_step`` (sample ids leave the batch).
+    """
+
+    def __init__(self, *args: Any, dataflex: Settings, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        trainer_args = self.args  # type: ignore[attr-defined]
+        refuse_unsupported(trainer_args)
+        self._dataflex = dataflex
+        pool = dataflex.pool or read_pool(self.train_dataset)  # type: ignore[attr-defined]
+        geometry = geometry_of(trainer_args)
+        plan = make_plan(dataflex, trainer_args, len(pool), geometry)
+        check_quotas(dataflex, plan, pool, geometry)
+        ranks = Ranks(self.accelerator)  # type: ignore[attr-defined]
+        ledger = Ledger(trainer_args.output_dir)
+        ranks.require_equal(pool.digest, "the training data")
+        self.curator = Curator(
+            method=dataflex.method,
+            plan=plan,
+            geometry=geometry,
+            pool=pool,
+            seed=trainer_args.data_seed if trainer_args.data_seed is not None else trainer_args.seed,
+            ledger=ledger,
+            ranks=ranks,
+            measure=Measurer(
+                self,
+                selector=dataflex.method.selector,
+                pool=pool,
+                ranks=ranks,
+                cache_dir=ledger.root / "cache",
+                say=say,
+            ),
+            host_order=self._host_order,
+            say=say,
+            log=self.log,  # type: ignore[attr-defined]
+            versions=versions(),
+        )
+        self._fingerprint = make_fingerprint(dataflex, pool, geometry)
+        if not dataflex.method.selector.follows_host:
+            trainer_args.max_steps = plan.num_steps
+        self.add_callback(EpochCounter(plan.steps_per_epoch, self._micro_batches()))  # type: ignore[attr-defined]
+
+    # the train dataloader
+
+    def get_train_dataloader(self) -> SegmentChain:
+        dataset, collate = self.train_dataset, self.data_collator  # type: ignore[has-type]
+        # The host builds its loader as ever, over features that know their row.
+        self.train_dataset, self.data_collator = IndexedDataset(dataset), IndexedCollator(collate)
+        try:
+            loader = super().get_train_dataloader()  # type: ignore[misc]
+        finally:
+            self.train_dataset, self.data_collator = dataset, collate
+        self._host_sampler = loader.get_sampler()
+        return SegmentChain(
+            loader,
+            deals=lambda: self.curator.rest_of_epoch(self.state.global_step),  # type: ignore[attr-defined]
+            num_micro_batches=self._micro_batches(),
+            geometry=self.curator.geometry,
+            rank=self.args.process_index,  # type: ignore[attr-defined]
+            before_epoch=self._before_epoch,
+        )
+
+    def _micro_batches(self) -> int:
+        """Micro-batches of one rank in one epoch."""
+        curator, args = self.curator, self.args  # type: ignore[attr-defined]
+        if not curator.method.selector.follows_host:
+            return curator.plan.steps_per_epoch * curator.geometry.accumulation
+        return micro_batches_per_pass(len(curator.pool), curator.geometry, drop_last=args.dataloader_drop_last)
+
+    def _before_epoch(self) -> None:
+        follows_host = self.curator.method.selector.follows_host
+        # A resume in mid-epoch restores a stream from which the draw was already taken.
+        if follows_host and self.state.global_step % self.curator.plan.steps_per_epoch == 0:  # type: ignore[attr-defined]
+            draw_like_a_stock_loader()
+
+    def _host_order(self, epoch: int) -> np.ndarray:
+        drop_last = self.args.dataloader_drop_last  # type: ignore[attr-defined]
+        return host_order(self._host_sampler, epoch, self.curator.geometry, drop_last=drop_last)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        if self._signature_columns is not None and SAMPLE_IDS not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, SAMPLE_IDS]
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        inputs.pop(SAMPLE_IDS)
+        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    # beginning, saving, resuming
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        trainer_args = self.args  # type: ignore[attr-defined]
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True or (checkpoint and self._dataflex.newest_checkpoint):
+            checkpoint = self.curator.ranks.from_main(lambda: newest_complete_checkpoint(trainer_args.output_dir))
+        curator = self.curator
+        self._say_length()
+        curator.begin(
+            self._run_record(), self._row_columns(), overwrite=self._dataflex.overwrite, checkpoint=checkpoint
+        )
+        # The chain positions itself; the Trainer's own skipping would rebuild the loader and train nothing.
+        ignore_data_skip, trainer_args.ignore_data_skip = trainer_args.ignore_data_skip, True
+        try:
+            result = super().train(checkpoint, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            trainer_args.ignore_data_skip = ignore_data_skip
+        if curator.num_decisions == 0 and checkpoint is None:
+            raise DataFlexError(
+                "the trainer never asked for a segment: it builds its own data loader and cannot be served"
+            )
+        return result
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call=_internal_call)  # type: ignore[misc]
+        # Checkpoints only: before trainer_state.json is written and older ones are removed, so that a checkpoint the
+        # Trainer takes for complete has our state.
+        name = os.path.basename(os.path.normpath(output_dir)) if output_dir else ""
+        if _internal_call and name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+            self.curator.save(Path(output_dir or ""), self.state.global_step, self._fingerprint)  # type: ignore[attr-defined]
+
+    def _say_length(self) -> None:
+        plan, args = self.curator.plan, self.args  # type: ignore[attr-defined]
+        if args.process_index != 0:
+            return
+        schedule = self._dataflex.schedule
+        segments = list(plan.segments()) if plan.num_steps <= 100_000 else []
+        say(
+            f"{self.curator.method.name}: {plan.num_steps} steps in {len(segments) or 'many'} segments over a pool of "
+            f"{len(self.curator.pool)} samples, {self.curator.geometry.global_batch} samples a step"
+        )
+        full = schedule.train_step or (schedule.steps_per_cycle or 0)
+        if not self.curator.method.selector.follows_host and 0 < plan.num_steps < full:
+            say(
+                f"the run ends after {plan.num_steps} steps, before the {full} steps of the schedule (max_steps or epochs)"
+            )
+
+    def _run_record(self) -> dict[str, Any]:
+        plan, geometry = self.curator.plan, self.curator.geometry
+        return {
+            "fingerprint": self._fingerprint,
+            "config": dict(self._dataflex.config),
+            "method": self.curator.method.name,
+            "params": self.curator.method.params,
+            "schedule": dict(vars(self._dataflex.schedule)),
+            "plan": {"num_steps": plan.num_steps, "steps_per_epoch": plan.steps_per_epoch},
+            "geometry": dict(vars(geometry)),
+            "seed": self.args.seed,  # type: ignore[attr-defined]
+            "versions": versions(),
+        }
+
+    def _row_columns(self) -> dict[str, Any]:
+        info = self.curator.pool.info
+        return {
+            "row": np.arange(len(info)),
+            "num_tokens": info.num_tokens_N,
+            "num_label_tokens": info.num_label_tokens_N,
+            **self._dataflex.rows,
+        }
+
+
+def dynamic(trainer_class: type) -> type:
+    """Return ``trainer_class`` with its samples chosen while it trains; pass ``dataflex=Settings(...)`` to it."""
+    return type(f"Dynamic{trainer_class.__name__}", (DynamicDataMixin, trainer_class), {})

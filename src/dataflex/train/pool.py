@@ -1,0 +1,91 @@
+"""The pool: lengths, label counts and a content hash of the tokenised training set, read in one pass."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dataflex.algorithms.base import PoolInfo
+from dataflex.core.errors import ConfigError
+
+IGNORE_INDEX = -100
+BLOCK = 1000  # rows read at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """The tokenised training set, without the set itself."""
+
+    info: PoolInfo
+    digest: str  # sha256 of every row's tokens and labels, in order
+
+    def __len__(self) -> int:
+        return len(self.info)
+
+
+def read_pool(dataset: Any) -> Pool:
+    """Read a map-style data set of ``input_ids`` and ``labels`` (without labels every token carries a loss).
+
+    Raises:
+        ConfigError: an empty or streaming data set, or one without ``input_ids``.
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise ConfigError("the training set is a stream; choosing samples needs random access: set streaming: false")
+    if len(dataset) == 0:
+        raise ConfigError("the training set is empty; check the data set and max_samples")
+    digest = hashlib.sha256()
+    num_tokens, num_label_tokens = [], []
+    for tokens, labels in _blocks(dataset):
+        for column in (tokens, labels):
+            digest.update(column.flat.astype(np.int64).tobytes())
+            digest.update(column.lengths.astype(np.int64).tobytes())
+        num_tokens.append(tokens.lengths)
+        num_label_tokens.append(labels.counted())
+    info = PoolInfo(num_tokens_N=np.concatenate(num_tokens), num_label_tokens_N=np.concatenate(num_label_tokens))
+    return Pool(info=info, digest=digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class _Ragged:
+    """Lists of different lengths, end to end."""
+
+    flat: np.ndarray
+    lengths: np.ndarray
+
+    def counted(self) -> np.ndarray:
+        """Labels of each list that are predicted: not ignored, and not at position 0, which nothing predicts."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        counted = self.flat != IGNORE_INDEX
+        counted[starts[self.lengths > 0]] = False
+        before = np.concatenate([[0], np.cumsum(counted)])
+        return before[starts + self.lengths] - before[starts]
+
+
+def _blocks(dataset: Any) -> Iterator[tuple[_Ragged, _Ragged]]:
+    names = getattr(dataset, "column_names", None) or list(dataset[0])
+    if "input_ids" not in names:
+        raise ConfigError(f"the training set has no input_ids, only {', '.join(names)}; tokenise it first")
+    labels_name = "labels" if "labels" in names else "input_ids"
+    if hasattr(dataset, "with_format"):  # a datasets.Dataset: arrow blocks, no Python objects
+        arrow = dataset.with_format("arrow", columns=sorted({"input_ids", labels_name}))
+        for table in arrow.iter(batch_size=BLOCK):
+            yield _from_arrow(table["input_ids"]), _from_arrow(table[labels_name])
+        return
+    for start in range(0, len(dataset), BLOCK):
+        rows = [dataset[i] for i in range(start, min(start + BLOCK, len(dataset)))]
+        yield _from_lists([r["input_ids"] for r in rows]), _from_lists([r[labels_name] for r in rows])
+
+
+def _from_arrow(column: pa.ChunkedArray) -> _Ragged:
+    lists = column.combine_chunks()
+    return _Ragged(lists.flatten().to_numpy(zero_copy_only=False), lists.value_lengths().to_numpy(zero_copy_only=False))
+
+
+def _from_lists(lists: list[Any]) -> _Ragged:
+    arrays = [np.asarray(values) for values in lists]
+    return _Ragged(np.concatenate(arrays), np.array([len(a) for a in arrays], dtype=np.int64))

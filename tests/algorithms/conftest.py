@@ -1,0 +1,5 @@
+"""Asserts in the shared helpers are explained like those of the tests."""
+
+import pytest
+
+pytest.register_assert_rewrite("selector_suite")

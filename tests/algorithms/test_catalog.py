@@ -1,0 +1,131 @@
+"""The common suite over the whole catalog, and finding a method by its name."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from selector_suite import Pool, SelectorCase, SelectorSuite, run
+
+from dataflex.algorithms.catalog import SELECTORS, selector_class, selector_names
+from dataflex.core.errors import ConfigError, DataFlexError
+
+DELTA, LOSS, RANDOM = SELECTORS["delta_loss"], SELECTORS["loss"], SELECTORS["random"]
+LENGTH, STATIC, REPLAY = SELECTORS["length"], SELECTORS["static"], SELECTORS["replay"]
+
+
+def recorded(pool, progress, quota):
+    """A former run that went through the rows with a label token and began anew at their end."""
+    rows = np.flatnonzero(pool.label_tokens_N > 0)
+    return np.roll(rows, -progress.segment * quota)[np.arange(quota) % len(rows)]
+
+
+CASES = [
+    SelectorCase(DELTA(), ranks_by_row=True),
+    SelectorCase(DELTA(baseline="run_start", normalize="initial"), ranks_by_row=True),
+    SelectorCase(DELTA(window_size=0.5, when_empty="uniform", progress="t/T", base_weight=0.3), ranks_by_row=True),
+    SelectorCase(DELTA(window_size=1.0)),
+    SelectorCase(DELTA(replacement=True), ranks_by_row=True, allows_repeats=True),
+    SelectorCase(LOSS()),
+    SelectorCase(LOSS(focus="medium", temperature=3.0)),
+    SelectorCase(LOSS(focus="low", quantiles=(0.2, 0.3))),
+    SelectorCase(LOSS(replacement=True), allows_repeats=True),
+    SelectorCase(RANDOM()),
+    SelectorCase(RANDOM(replacement=True), allows_repeats=True),
+    SelectorCase(LENGTH()),
+    SelectorCase(LENGTH(take="shortest", by="total")),
+    SelectorCase(LENGTH(reuse="always")),
+    SelectorCase(LENGTH(take="band", band=(0.0, 1.0))),
+    SelectorCase(STATIC(path="scores.npy")),
+    SelectorCase(STATIC(path="scores.npy", draw="weighted")),
+    SelectorCase(STATIC(path="scores.npy", draw="weighted", reuse="always")),
+    SelectorCase(REPLAY(path="former"), signals={"replay": recorded}),
+]
+
+
+class TestCatalog(SelectorSuite):
+    @pytest.fixture(params=CASES, ids=repr)
+    def case(self, request) -> SelectorCase:
+        return request.param
+
+
+def test_every_method_of_the_catalog_has_a_case():
+    assert {type(case.selector) for case in CASES} == set(SELECTORS.values())
+
+
+def test_the_suite_sees_a_method_that_writes_to_its_signals():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Careless(LOSS):
+        def select(self, state, signals, quota, progress, rng):
+            signals["loss"][0] = 0
+            return super().select(state, signals, quota, progress, rng)
+
+    with pytest.raises(ValueError, match="read-only"):
+        run(SelectorCase(Careless()), Pool.of_size(10))
+
+
+@pytest.mark.parametrize("name", list(SELECTORS))
+def test_a_method_is_found_by_its_name_and_by_its_path(name):
+    cls = selector_class(name)
+    assert cls is SELECTORS[name]
+    assert name in selector_names()
+    assert selector_class(f"{cls.__module__}:{cls.__name__}") is cls
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"'delta_los'.*did you mean 'delta_loss'"):
+        selector_class("delta_los")
+
+
+@pytest.mark.parametrize("name", ["no_such_module:Thing", "json:NoSuchClass", ":Thing", "json:", ".mine:Thing"])
+def test_a_path_that_leads_nowhere_is_one_sentence_that_names_it(name):
+    with pytest.raises(ConfigError) as caught:
+        selector_class(name)
+    assert repr(name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+BAD = [
+    *[(DELTA, {"window_size": v}) for v in (0, -0.1, 1.5, float("nan"), float("inf"), "0.2", True, None)],
+    *[(DELTA, {"steepness": v}) for v in (0, -1, float("inf"), "steep")],
+    *[(DELTA, {"midpoint": v}) for v in (float("nan"), float("inf"), None)],
+    *[(DELTA, {"base_weight": v}) for v in (-0.1, 1.1, float("nan"))],
+    *[(DELTA, {name: "slid"}) for name in ("progress", "normalize", "baseline", "when_empty")],
+    (DELTA, {"normalize": None}),
+    *[(LOSS, {"focus": v}) for v in ("hihg", None, "")],
+    *[(LOSS, {"focus_weight": v}) for v in (0, -2, float("inf"))],
+    *[(LOSS, {"temperature": v}) for v in (0, -1, float("nan"))],
+    *[(LOSS, {"quantiles": v}) for v in ([0.0, 0.5], [0.5, 1.0], [0.6, 0.4], [0.5, 0.5], [0.5], [0.1, "a"], [])],
+    *[(LOSS, {"quantiles": v}) for v in (0.5, None)],
+    *[(LENGTH, {name: "longst"}) for name in ("by", "take", "reuse")],
+    *[(LENGTH, {"band": v}) for v in ([-0.1, 0.5], [0.5, 1.1], [0.7, 0.3], [0.1, 0.2, 0.3], 0.5)],
+    (STATIC, {"draw": "in order"}),
+    (STATIC, {"reuse": "sometimes"}),
+]
+
+
+@pytest.mark.parametrize(("cls", "params"), BAD, ids=[f"{cls.__name__}-{params}" for cls, params in BAD])
+def test_a_bad_parameter_is_one_sentence_that_names_key_and_value(cls, params):
+    ((name, value),) = params.items()
+    with pytest.raises(ConfigError) as caught:
+        cls(**params)
+    message = str(caught.value)
+    assert name in message
+    assert repr(value) in message
+    assert "\n" not in message
+
+
+def test_replay_without_a_path_says_what_it_needs():
+    with pytest.raises(ConfigError, match="path is empty"):
+        REPLAY(path="")
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.allows_repeats and not c.signals], ids=repr)
+def test_a_quota_that_cannot_be_filled_names_both_numbers(case):
+    pool = Pool.of_size(12).with_bad_rows()
+    drawable = int(case.can_draw(pool).sum())
+    with pytest.raises(DataFlexError) as caught:
+        run(case, pool, quota=drawable + 1)
+    message = str(caught.value)
+    assert str(drawable + 1) in message
+    assert str(drawable) in message
+    assert "\n" not in message
