@@ -131,7 +131,7 @@ def read_presets(path: Path) -> dict[str, Any]:
     """Selector presets of a components file, with or without the top-level ``selectors:``."""
     content = _load_mapping(path, "components file")
     kinds = [kind for kind in COMPONENT_KINDS if kind in content]
-    presets = content["selectors"] if "selectors" in content else {} if kinds else content
+    presets = content.get("selectors", {} if kinds else content)
     if not isinstance(presets, dict):
         raise ConfigError(f"selectors of {path} is no mapping of preset names")
     return presets

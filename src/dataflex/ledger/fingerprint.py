@@ -7,8 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# Keys that change neither the weights nor the choice of rows. Batch size and accumulation are here because the global
-# batch is compared instead: a run may go on with another number of ranks.
+# Keys that change neither the weights nor the choice of rows, and keys that are compared in a better way: batch size and
+# accumulation as the global batch (a run may go on with another number of ranks), our own keys as method, parameters
+# and schedule, the place of the data as its content.
 NEUTRAL_KEYS = frozenset(
     """
     output_dir overwrite_output_dir resume_from_checkpoint logging_dir logging_steps logging_strategy
@@ -18,7 +19,8 @@ NEUTRAL_KEYS = frozenset(
     preprocessing_num_workers preprocessing_batch_size overwrite_cache cache_dir components_cfg_file eval_steps
     eval_strategy eval_dataset eval_on_start per_device_eval_batch_size do_eval do_predict
     per_device_train_batch_size gradient_accumulation_steps include_num_input_tokens_seen use_swanlab swanlab_project
-    local_rank print_param_status
+    local_rank print_param_status dataset_dir
+    train_type component component_name warmup_step update_step update_times train_step
     """.split()  # noqa: SIM905  a block of words reads better than forty quoted strings
 )
 

@@ -135,7 +135,9 @@ class Ledger:
         for directory in ("segments", "signals"):
             (self.root / directory).mkdir(parents=True, exist_ok=True)
         write_atomic(self.root / "rows.parquet", parquet_bytes(rows))
-        text = yaml.safe_dump(dict(run), sort_keys=False, allow_unicode=True)
+        # Through JSON, so that one object in two places does not become a YAML anchor and its alias.
+        plain = json.loads(json.dumps(dict(run)))
+        text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
         write_atomic(self.root / "run.yaml", text.encode("utf-8"))
 
     def append(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -104,7 +105,7 @@ def make_fingerprint(settings: Settings, pool: Pool, geometry: Geometry) -> dict
         **comparable(settings.config),
         "method": settings.method.name,
         "params": params,
-        "schedule": {k: v for k, v in vars(settings.schedule).items()},
+        "schedule": dict(vars(settings.schedule)),
         "num_rows": len(pool),
         "data": pool.digest,
         "global_batch": geometry.global_batch,
@@ -125,8 +126,9 @@ def versions() -> dict[str, str]:
 class DynamicDataMixin:
     """Left of a Trainer class: the train dataloader becomes a chain of segments, each decided when its turn comes.
 
-    Nothing of the training loop is copied. Overridden are ``get_train_dataloader`` (the chain), ``train`` (resume),
-    ``save_model`` (our state in every checkpoint) and ``training_step`` (sample ids leave the batch).
+    Nothing of the training loop is copied. Overridden are ``get_train_dataloader`` (the chain), ``train`` and
+    ``_run_epoch`` (resume), ``save_model`` (our state in every checkpoint) and ``training_step`` (sample ids leave the
+    batch).
     """
 
     def __init__(self, *args: Any, dataflex: Settings, **kwargs: Any) -> None:
@@ -221,6 +223,11 @@ class DynamicDataMixin:
         if checkpoint is True or (checkpoint and self._dataflex.newest_checkpoint):
             checkpoint = self.curator.ranks.from_main(lambda: newest_complete_checkpoint(trainer_args.output_dir))
         curator = self.curator
+        if checkpoint and self._micro_batches() % curator.geometry.accumulation and not hasattr(Trainer, "_run_epoch"):
+            raise DataFlexError(
+                "this version of transformers cannot resume an epoch whose last step is short of micro-batches; "
+                "install transformers>=5.6, or set dataloader_drop_last: true"
+            )
         self._say_length()
         curator.begin(
             self._run_record(), self._row_columns(), overwrite=self._dataflex.overwrite, checkpoint=checkpoint
@@ -236,6 +243,16 @@ class DynamicDataMixin:
                 "the trainer never asked for a segment: it builds its own data loader and cannot be served"
             )
         return result
+
+    def _run_epoch(self, *, steps_in_epoch: int, num_update_steps_per_epoch: int, **kwargs: Any) -> None:
+        # The Trainer counts a resumed epoch from zero, but the chain yields only its rest. With the rest's own counts
+        # the last step of a pass is taken even where it is short of micro-batches.
+        done = self.state.global_step % self.curator.plan.steps_per_epoch  # type: ignore[attr-defined]
+        super()._run_epoch(  # type: ignore[misc]
+            steps_in_epoch=steps_in_epoch - done * self.curator.geometry.accumulation,
+            num_update_steps_per_epoch=num_update_steps_per_epoch - done,
+            **kwargs,
+        )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call=_internal_call)  # type: ignore[misc]

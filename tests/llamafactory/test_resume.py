@@ -1,0 +1,102 @@
+"""A run resumed from any checkpoint ends as the uninterrupted run does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataflex.ledger.ledger import Ledger
+from tests.llamafactory.conftest import assert_same_weights, train
+
+# Segments of 3, 2, 2 | 3, 2, 2 steps: checkpoints 3, 5, 7, 10 and 12 lie at boundaries, 7 at an epoch's end.
+NUM_STEPS = 14
+EVERY_CHECKPOINT = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2.0}
+
+
+def cut_after(full: Path, step: int, target: Path) -> Path:
+    """A copy of a run as a kill right after the checkpoint of ``step`` leaves it: the ledger may be ahead."""
+    shutil.copytree(full, target)
+    for checkpoint in target.glob("checkpoint-*"):
+        if int(checkpoint.name.split("-")[1]) > step:
+            shutil.rmtree(checkpoint)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (target / name).unlink()
+    return target
+
+
+def decisions(run: Path) -> list[tuple]:
+    """What each segment was decided to be: rows in order, and the line without times."""
+    ledger = Ledger(run)
+    return [
+        (k, line["start"], line["stop"], line["decision"], line["window"], line["notes"], ledger.rows_of(line).tolist())
+        for k, line in sorted(ledger.segments().items())
+    ]
+
+
+@pytest.fixture(params=[0, 2], ids=["in-process loader", "two workers"])
+def full_run(request, config, tmp_path: Path) -> tuple[Path, dict]:
+    settings = config(output_dir=str(tmp_path / "full"), dataloader_num_workers=request.param, **EVERY_CHECKPOINT)
+    return train(settings, tmp_path), settings
+
+
+def test_resume_from_any_checkpoint_ends_with_the_same_weights(full_run, tmp_path: Path) -> None:
+    full, settings = full_run
+    steps = range(1, NUM_STEPS) if settings["dataloader_num_workers"] == 0 else (3, 4, 7, 11)
+    for step in steps:
+        run = cut_after(full, step, tmp_path / f"cut-{step}")
+        train({**settings, "output_dir": str(run)}, tmp_path)
+        assert_same_weights(full, run)
+        assert decisions(full) == decisions(run), f"resumed from step {step}"
+
+
+@pytest.mark.parametrize("component", ["random", "loss", "static", "longest"])
+def test_every_kind_of_method_resumes(config, tmp_path: Path, component: str) -> None:
+    settings = config(output_dir=str(tmp_path / "full"), component_name=component, **EVERY_CHECKPOINT)
+    if component == "static":
+        settings["warmup_step"] = 0
+    full = train(settings, tmp_path)
+    for step in (3, 6, 9, 10):
+        run = cut_after(full, step, tmp_path / f"cut-{step}")
+        train({**settings, "output_dir": str(run)}, tmp_path)
+        assert_same_weights(full, run)
+        assert decisions(full) == decisions(run)
+
+
+def test_the_epoch_is_right_after_a_resume(config, tmp_path: Path) -> None:
+    settings = config(output_dir=str(tmp_path / "full"), **EVERY_CHECKPOINT)
+    full = train(settings, tmp_path)
+    run = cut_after(full, 4, tmp_path / "cut")
+    train({**settings, "output_dir": str(run)}, tmp_path)
+
+    def epochs(folder: Path) -> list[float]:
+        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        return [entry["epoch"] for entry in history if "loss" in entry]
+
+    assert np.allclose(epochs(run), epochs(full))
+    assert epochs(full)[-1] == pytest.approx(2.0)
+
+
+def test_a_kill_before_any_checkpoint_starts_again_and_keeps_the_old_lines(config, tmp_path: Path) -> None:
+    settings = config(output_dir=str(tmp_path / "full"))
+    full = train(settings, tmp_path)
+    run = tmp_path / "cut"
+    run.mkdir()
+    shutil.copytree(full / "dataflex", run / "dataflex")
+    train({**settings, "output_dir": str(run)}, tmp_path)
+    kinds = [line["kind"] for line in Ledger(run).lines()]
+    assert kinds == ["segment"] * 3 + ["rollback"] + ["segment"] * 3
+    assert_same_weights(full, run)
+    assert decisions(full) == decisions(run)
+
+
+def test_an_incomplete_checkpoint_is_passed_over(config, tmp_path: Path) -> None:
+    settings = config(output_dir=str(tmp_path / "full"), **EVERY_CHECKPOINT)
+    full = train(settings, tmp_path)
+    run = cut_after(full, 6, tmp_path / "cut")
+    (run / "checkpoint-6" / "trainer_state.json").write_text('{"log_hist')  # killed while it was written
+    train({**settings, "output_dir": str(run)}, tmp_path)
+    assert_same_weights(full, run)
