@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DISABLE_VERSION_CHECK", "1")
 
-WORDS = "red blue green fox dog bird runs jumps sleeps over under the a quick slow moon sun one two three four".split()
+WORDS = ["red", "blue", "fox", "dog", "bird", "runs", "jumps", "sleeps", "over", "the", "quick", "moon", "one", "two"]
 
 
 @pytest.fixture(scope="session", autouse=True)

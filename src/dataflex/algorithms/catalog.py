@@ -42,7 +42,7 @@ def selector_class(name: str) -> type:
         module_name, _, class_name = name.partition(":")
         try:
             return getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"method {name!r} cannot be imported ({error}); check the module and the class"
             ) from error

@@ -34,10 +34,11 @@ def require_range(
     raise ConfigError(f"{name} is {value!r}; it must be {limits}")
 
 
-def require_quantile_pair(name: str, value: Sequence[float], *, at_ends: bool) -> None:
+def require_quantile_pair(name: str, value: object, *, at_ends: bool) -> None:
     """Raise unless ``value`` is (low, high) with 0 < low < high < 1, the ends 0 and 1 included if ``at_ends``."""
-    fits = len(value) == 2 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
-    low, high = value if fits else (math.nan, math.nan)
+    pair = tuple(value) if isinstance(value, (list, tuple)) else ()
+    fits = len(pair) == 2 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in pair)
+    low, high = pair if fits else (math.nan, math.nan)
     if not (0 <= low < high <= 1 if at_ends else 0 < low < high < 1):
         limits = "0 <= low < high <= 1" if at_ends else "0 < low < high < 1"
-        raise ConfigError(f"{name} is {list(value)}; it must be [low, high] with {limits}")
+        raise ConfigError(f"{name} is {value!r}; it must be [low, high] with {limits}")

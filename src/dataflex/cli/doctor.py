@@ -12,7 +12,20 @@ from rich.table import Table
 
 from dataflex import __version__
 
-PACKAGES = ["torch", "torchvision", "torchaudio", "transformers", "accelerate", "peft", "trl", "datasets", "llamafactory", "deepspeed", "numpy", "pyarrow"]
+PACKAGES = [
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "transformers",
+    "accelerate",
+    "peft",
+    "trl",
+    "datasets",
+    "llamafactory",
+    "deepspeed",
+    "numpy",
+    "pyarrow",
+]
 REMEDY = "pip install -e '.[llamafactory]' (outside a clone: pip install 'dataflex[llamafactory]')"
 
 

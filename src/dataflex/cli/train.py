@@ -93,7 +93,8 @@ def launch(path: str, overrides: list[str], num_devices: int) -> None:
         run(parse_args(torchrun_arguments(path, overrides, num_devices)))
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
-        # Workers print a user's mistake themselves; anything else keeps torchrun's own report.
+        # Workers print a user's mistake themselves (the others are then terminated); else torchrun's report is shown.
         if codes - {2, -15}:
-            raise
+            print(error, file=sys.stderr)
+            sys.exit(1)
         sys.exit(2)

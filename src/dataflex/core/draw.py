@@ -37,10 +37,10 @@ def draw(weights_N: np.ndarray, quota: int, rng: np.random.Generator, *, replace
         rows_Q = np.searchsorted(cumulative_N, targets_Q, side="right")
         return np.minimum(rows_Q, np.flatnonzero(weights_N)[-1] if num_drawable else 0).astype(np.int64)
     check_quota(quota, num_drawable)
-    # 1 - u lies in (0, 1], so that the logarithm is finite.
-    log_u_N = np.log1p(-rng.random(len(weights_N)))
-    with np.errstate(divide="ignore", over="ignore"):
-        keys_N = np.where(weights_N > 0, log_u_N / np.where(weights_N > 0, weights_N, 1.0), -np.inf)
+    # The order of log(u) / w is that of log(w) - log(-log(u)), which does not overflow for tiny weights. u is
+    # 1 - random, in (0, 1]; the one value 1 gives the key +inf.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        keys_N = np.log(weights_N) - np.log(-np.log1p(-rng.random(len(weights_N))))
     return top_k(keys_N, quota, allowed_N=weights_N > 0)
 
 
@@ -49,7 +49,7 @@ def check_quota(quota: int, num_drawable: int) -> None:
     if quota > num_drawable:
         raise DataFlexError(
             f"the quota of {quota} samples until the next update is larger than the {num_drawable} samples that can "
-            "be drawn; lower update_step or the batch size, add data, or set replacement: true"
+            "be drawn; lower update_step or the batch size, add data, or set replacement: true where the method has it"
         )
 
 
@@ -90,24 +90,18 @@ def least_used_first(times_trained_N: np.ndarray, quota: int, rng: np.random.Gen
     return rows[order[:quota]].astype(np.int64)
 
 
-def passes(allowed_N: np.ndarray, times_trained_N: np.ndarray, quota: int, rng: np.random.Generator) -> np.ndarray:
-    """Like ``least_used_first``, for any quota: as many passes over the allowed rows as it takes.
+def passes(allowed_N: np.ndarray, quota: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw ``quota`` allowed rows uniformly without replacement while they last: as many passes as it takes.
 
     Raises:
         DataFlexError: no row is allowed.
     """
-    num_allowed = int(np.count_nonzero(allowed_N))
-    if quota > 0 and num_allowed == 0:
+    rows = np.flatnonzero(allowed_N)
+    if quota > 0 and len(rows) == 0:
         raise DataFlexError("no row can be trained: none of the pool's rows has a label token")
-    counts_N = np.array(times_trained_N, dtype=np.int64)
-    drawn = []
-    left = quota
-    while left > 0:
-        rows = least_used_first(counts_N, min(left, num_allowed), rng, allowed_N)
-        counts_N[rows] += 1
-        drawn.append(rows)
-        left -= len(rows)
-    return np.concatenate(drawn) if drawn else np.zeros(0, dtype=np.int64)
+    num_passes = -(-quota // max(1, len(rows)))
+    shuffled = [rows[np.argsort(rng.random(len(rows)), kind="stable")] for _ in range(num_passes)]
+    return np.concatenate([*shuffled, np.zeros(0, dtype=np.int64)])[:quota].astype(np.int64)
 
 
 def apportion(proportions_D: np.ndarray, quota: int, capacity_D: np.ndarray | None = None) -> np.ndarray:
@@ -136,6 +130,7 @@ def apportion(proportions_D: np.ndarray, quota: int, capacity_D: np.ndarray | No
     while quota > 0:
         left = quota - int(counts_D.sum())
         shares_D = np.where(live_D, p_D, 0.0) / p_D[live_D].sum() * left if live_D.any() else np.zeros(len(p_D))
+        shares_D = np.round(shares_D, 9)  # .05 x 8 and .8 x 8 leave the same remainder .4, but not in binary
         full_D = live_D & (shares_D > capacity_D)
         if full_D.any():
             counts_D[full_D] = capacity_D[full_D]
@@ -143,7 +138,7 @@ def apportion(proportions_D: np.ndarray, quota: int, capacity_D: np.ndarray | No
             continue
         floors_D = np.floor(shares_D).astype(np.int64)
         extra = left - int(floors_D[live_D].sum())
-        remainders_D = np.where(live_D & (floors_D < capacity_D), shares_D - floors_D, -np.inf)
+        remainders_D = np.where(live_D & (floors_D < capacity_D), np.round(shares_D - floors_D, 9), -np.inf)
         floors_D[np.argsort(-remainders_D, kind="stable")[:extra]] += 1
         counts_D[live_D] = floors_D[live_D]
         break

@@ -71,7 +71,7 @@ class SegmentPlan:
         num_steps = schedule.train_step or math.ceil(num_epochs * steps_per_epoch)
         if max_steps is not None:
             num_steps = min(num_steps, max_steps)
-        if num_steps < 1:
+        if num_steps < 1 or steps_per_epoch < 1:
             raise ConfigError(f"the run has {num_steps} optimizer steps; raise num_train_epochs or set train_step")
         return cls(
             num_steps=num_steps,
@@ -88,7 +88,7 @@ class SegmentPlan:
     ) -> SegmentPlan:
         """The plan of a run in the host's own order: its steps and epochs, a line every ``update_step`` steps."""
         num_steps = max_steps if max_steps is not None else math.ceil(num_epochs * pool_steps)
-        if num_steps < 1:
+        if num_steps < 1 or pool_steps < 1:
             raise ConfigError(f"the run has {num_steps} optimizer steps; raise num_train_epochs or max_steps")
         return cls(
             num_steps=num_steps,

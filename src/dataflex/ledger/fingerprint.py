@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# Keys that change neither the weights nor the choice of rows, and keys that are compared in a better way: batch size and
-# accumulation as the global batch (a run may go on with another number of ranks), our own keys as method, parameters
-# and schedule, the place of the data as its content.
+# Keys that change neither the weights nor the choice of rows, and keys that are compared in a better way: batch size
+# and accumulation as the global batch (a run may go on with another number of ranks), our own keys as method,
+# parameters and schedule, the place of the data as its content.
 NEUTRAL_KEYS = frozenset(
     """
     output_dir overwrite_output_dir resume_from_checkpoint logging_dir logging_steps logging_strategy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -46,14 +47,21 @@ class LossSignal:
         self.collate = collate
         self.to_device = to_device
         self.autocast = autocast
+        self._keeps_positions = "logits_to_keep" in inspect.signature(_innermost(model).forward).parameters
 
     def measure(self, rows_B: np.ndarray) -> torch.Tensor:
         inputs = dict(self.to_device(dict(self.collate(self.features(rows_B)))))
         labels_BxT = inputs.pop("labels")
         with_positions(inputs)
+        if self._keeps_positions:
+            # Logits of prompt positions are read by nobody: only positions that some row has a label at are computed.
+            kept_P = (labels_BxT[:, 1:] != IGNORE_INDEX).any(0).nonzero().flatten()
+            inputs["logits_to_keep"] = kept_P
+        else:
+            kept_P = torch.arange(labels_BxT.shape[1] - 1, device=labels_BxT.device)
         with self.autocast():
-            logits_BxTxV = self.model(**inputs, use_cache=False).logits
-        return loss_sums(logits_BxTxV, labels_BxT)
+            logits_BxPxV = self.model(**inputs, use_cache=False).logits
+        return loss_sums(logits_BxPxV, labels_BxT[:, kept_P + 1])
 
 
 def with_positions(inputs: dict[str, Any]) -> None:
@@ -68,22 +76,30 @@ def with_positions(inputs: dict[str, Any]) -> None:
     inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def loss_sums(logits_BxTxV: torch.Tensor, labels_BxT: torch.Tensor) -> torch.Tensor:
+def loss_sums(logits_BxPxV: torch.Tensor, targets_BxP: torch.Tensor) -> torch.Tensor:
     """Return (loss sum, number of label tokens) of each sample, float64, shape (B, 2).
 
-    Position t predicts label t + 1. Only positions with a label are upcast, ``CHUNK`` at a time.
+    ``logits[:, p]`` predict ``targets[:, p]``; further positions of the logits are ignored. Only positions with a label
+    are upcast, ``CHUNK`` at a time.
     """
-    targets_BxT = labels_BxT[:, 1:]
-    has_label_BxT = targets_BxT != IGNORE_INDEX
-    sample_P, position_P = has_label_BxT.nonzero(as_tuple=True)
-    targets_P = targets_BxT[sample_P, position_P]
-    sums_B = torch.zeros(len(labels_BxT), dtype=torch.float64, device=labels_BxT.device)
-    for start in range(0, len(targets_P), CHUNK):
+    has_label_BxP = targets_BxP != IGNORE_INDEX
+    sample_L, position_L = has_label_BxP.nonzero(as_tuple=True)
+    targets_L = targets_BxP[sample_L, position_L]
+    sums_B = torch.zeros(len(targets_BxP), dtype=torch.float64, device=targets_BxP.device)
+    for start in range(0, len(targets_L), CHUNK):
         chunk = slice(start, start + CHUNK)
-        logits_PxV = logits_BxTxV[sample_P[chunk], position_P[chunk]].float()
-        losses_P = nn.functional.cross_entropy(logits_PxV, targets_P[chunk], reduction="none")
-        sums_B.index_add_(0, sample_P[chunk], losses_P.double())
-    return torch.stack([sums_B, has_label_BxT.sum(1).double()], dim=1)
+        logits_LxV = logits_BxPxV[sample_L[chunk], position_L[chunk]].float()
+        losses_L = nn.functional.cross_entropy(logits_LxV, targets_L[chunk], reduction="none")
+        sums_B.index_add_(0, sample_L[chunk], losses_L.double())
+    return torch.stack([sums_B, has_label_BxP.sum(1).double()], dim=1)
+
+
+def _innermost(model: nn.Module) -> nn.Module:
+    """The model under DDP, FSDP or DeepSpeed wrappers and PEFT."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module  # type: ignore[assignment]
+    get_base = getattr(model, "get_base_model", None)
+    return get_base() if get_base is not None else model
 
 
 def mean_losses(values_NxC: np.ndarray) -> np.ndarray:

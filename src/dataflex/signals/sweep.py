@@ -12,7 +12,7 @@ import torch
 from dataflex.signals.base import Signal
 
 # Padded tokens in one batch. A CPU is fastest while a batch fits its cache, an accelerator wants a full one.
-BATCH_TOKENS = {"cpu": 2048}
+BATCH_TOKENS = {"cpu": 512}
 BATCH_TOKENS_ACCELERATOR = 16384
 
 

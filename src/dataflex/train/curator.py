@@ -222,7 +222,7 @@ class Curator:
         if recorded is not None and recorded["segment"] == segment.index:
             self._verify(recorded, rows_Q)
             self._recorded = None
-            return dict(recorded), rows_Q
+            return {**recorded, "as_recorded": True}, rows_Q
         return self._ledger.append(line, rows_Q, columns_N), rows_Q
 
     def _selection(
@@ -241,7 +241,7 @@ class Curator:
             if signals:
                 self._state = dict(selector.observe(self._state, signals, progress))
             rng = segment_rng(self._seed, segment.index, "warmup")
-            rows_Q = passes(self._scorable_N, np.zeros_like(self._times_trained_N), quota, rng)
+            rows_Q = passes(self._scorable_N, quota, rng)
             columns_N = {name: values for name, values in signals.items() if name == "loss"}
             return Selection(rows_Q=rows_Q, decision="warm-up", columns_N=columns_N)
         rng = segment_rng(self._seed, segment.index, "select")
@@ -290,7 +290,9 @@ class Curator:
         self, run: Mapping[str, Any], rows: Mapping[str, Any], *, overwrite: bool, checkpoint: str | None
     ) -> None:
         if checkpoint is not None:
-            self._roll_back(self._restore(Path(checkpoint), run["fingerprint"]))
+            step = self._restore(Path(checkpoint), run["fingerprint"])
+            self._say(f"going on after step {step}, from {checkpoint}")
+            self._roll_back(step)
             return
         found = self._ledger.claim(run["fingerprint"], overwrite=overwrite)
         if found == "replace":

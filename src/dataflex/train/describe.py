@@ -11,7 +11,8 @@ import numpy as np
 def describe(line: Mapping[str, Any]) -> str:
     """One line about a ledger line: window, improved, drawn from inside, cost."""
     notes, window, scoring = line["notes"], line["window"], line["scoring"]
-    parts = [f"steps {line['start']}-{line['stop']}: {line['decision']}, {line['num_rows']} samples"]
+    again = "as recorded before the interruption, " if line.get("as_recorded") else ""
+    parts = [f"{again}steps {line['start']}-{line['stop']}: {line['decision']}, {line['num_rows']} samples"]
     if window:
         parts.append(
             f"window {window['start_share']:.3f}-{window['end_share']:.3f} of {notes.get('num_scored')} ranked"
@@ -22,7 +23,7 @@ def describe(line: Mapping[str, Any]) -> str:
         parts.append(f"{notes['num_from_window']} drawn from the window")
     if notes.get("num_unscored"):
         parts.append(f"{notes['num_unscored']} could not be scored")
-    if scoring:
+    if scoring and not again:
         if scoring["source"] == "measured":
             parts.append(
                 f"scored {scoring['num_rows']} samples, {scoring['num_tokens']:,} tokens in {scoring['seconds']:.1f} s"

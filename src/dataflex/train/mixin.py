@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -29,7 +30,7 @@ from dataflex.train.curator import Curator, Method
 from dataflex.train.indexed import SAMPLE_IDS, IndexedCollator, IndexedDataset
 from dataflex.train.measure import Measurer
 from dataflex.train.pool import Pool, read_pool
-from dataflex.train.ranks import Ranks
+from dataflex.train.ranks import Ranks, load_cpu_checkpoints_by_index
 from dataflex.train.refuse import refuse_unsupported
 
 
@@ -232,6 +233,8 @@ class DynamicDataMixin:
         curator.begin(
             self._run_record(), self._row_columns(), overwrite=self._dataflex.overwrite, checkpoint=checkpoint
         )
+        if checkpoint and curator.ranks.device == torch.device("cpu", 0):
+            load_cpu_checkpoints_by_index()
         # The chain positions itself; the Trainer's own skipping would rebuild the loader and train nothing.
         ignore_data_skip, trainer_args.ignore_data_skip = trainer_args.ignore_data_skip, True
         try:
@@ -274,9 +277,7 @@ class DynamicDataMixin:
         )
         full = schedule.train_step or (schedule.steps_per_cycle or 0)
         if not self.curator.method.selector.follows_host and 0 < plan.num_steps < full:
-            say(
-                f"the run ends after {plan.num_steps} steps, before the {full} steps of the schedule (max_steps or epochs)"
-            )
+            say(f"the run ends after {plan.num_steps} steps, before the {full} of the schedule (max_steps or epochs)")
 
     def _run_record(self) -> dict[str, Any]:
         plan, geometry = self.curator.plan, self.curator.geometry

@@ -8,10 +8,16 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch.serialization import register_package
 
 from dataflex.core.errors import DataFlexError
 
 T = TypeVar("T")
+
+
+def load_cpu_checkpoints_by_index() -> None:
+    """Let ``torch.load`` accept the location "cpu:0", which the Trainer gives it on several CPU ranks (gloo)."""
+    register_package(100, lambda storage: None, lambda storage, location: storage if location == "cpu:0" else None)
 
 
 class Ranks:

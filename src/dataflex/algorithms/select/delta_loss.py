@@ -87,7 +87,7 @@ class DeltaLoss(SelectorBase):
         return {}
 
     def observe(self, state: State, signals: Signals, progress: Progress) -> State:
-        return {**state, "initial_losses_N": signals["loss"]} if "loss" in signals else state
+        return {"initial_losses_N": signals["loss"], **state} if "loss" in signals else state  # the first stay
 
     def tau(self, progress: Progress) -> float:
         """Position of an update in its cycle, 0 ... 1."""
@@ -112,6 +112,8 @@ class DeltaLoss(SelectorBase):
         return 1.0 / (1.0 + math.exp(min(-self.steepness * (tau - self.midpoint), 700.0)))
 
     def plan_note(self, progress: Progress) -> dict[str, Any]:
+        if progress.is_warmup:
+            return {}
         if progress.is_first_selection:
             return {"decision": "first", "draw": "uniform; the initial losses are kept"}
         tau = self.tau(progress)

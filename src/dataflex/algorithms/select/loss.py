@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -72,7 +73,9 @@ class Loss(SelectorBase):
             )
             notes = {"quantile_losses": [low, high], "num_in_focus": int(in_focus_N.sum())}
             if in_focus_N.any():
-                weights_N[in_focus_N] = self.focus_weight ** (1 / self.temperature)
+                # In logarithms, bounded: a low temperature would overflow.
+                log_weight = math.log(self.focus_weight) / self.temperature
+                weights_N[in_focus_N] = math.exp(max(-700.0, min(log_weight, 700.0)))
             else:
                 warnings = (f"no sample has a {self.focus} loss, all lie in the other bands: this draw is uniform",)
         selection = Selection(

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from dataflex.core.draw import check_quota, least_used_first
+from dataflex.core.draw import check_quota, draw, least_used_first
 from dataflex.core.errors import DataFlexError
 
 Reuse = Literal["after_exhaustion", "never", "always"]
@@ -35,6 +35,21 @@ def take_uniform(
     candidates_N = usable(times_trained_N, quota, reuse, allowed_N)
     counts_N = np.zeros_like(times_trained_N) if reuse == "always" else times_trained_N
     return least_used_first(counts_N, quota, rng, candidates_N)
+
+
+def take_weighted(
+    weights_N: np.ndarray,
+    times_trained_N: np.ndarray,
+    quota: int,
+    reuse: Reuse,
+    allowed_N: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Like ``take_ranked`` with a weighted draw without replacement in place of the score; weight 0 is never drawn."""
+    candidates_N = usable(times_trained_N, quota, reuse, allowed_N & (weights_N > 0))
+    rows = draw(np.where(candidates_N, weights_N, 0.0), int(candidates_N.sum()), rng)
+    used = np.zeros(len(rows)) if reuse == "always" else times_trained_N[rows]
+    return rows[np.argsort(used, kind="stable")[:quota]]
 
 
 def usable(times_trained_N: np.ndarray, quota: int, reuse: Reuse, allowed_N: np.ndarray) -> np.ndarray:

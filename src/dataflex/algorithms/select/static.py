@@ -9,8 +9,7 @@ import numpy as np
 
 from dataflex.algorithms.base import Progress, Selection, SelectorBase, Signals, State
 from dataflex.algorithms.checks import require_one_of
-from dataflex.algorithms.select.ranked import REUSE, Reuse, take_ranked, usable
-from dataflex.core.draw import draw
+from dataflex.algorithms.select.ranked import REUSE, Reuse, take_ranked, take_weighted
 from dataflex.core.errors import ConfigError
 
 
@@ -42,6 +41,8 @@ class Static(SelectorBase):
     source: ClassVar[str] = "host order, or a precomputed list"
 
     def __post_init__(self) -> None:
+        if self.path == "":
+            raise ConfigError("path is ''; name a file, or leave it out to train the host's own order")
         require_one_of("draw", self.draw, ("top", "weighted"))
         require_one_of("reuse", self.reuse, REUSE)
 
@@ -71,8 +72,7 @@ class Static(SelectorBase):
                 raise ConfigError(
                     "draw: weighted needs scores that are not negative; use draw: top, or shift the scores"
                 )
-            weights_N = np.where(usable(used_N, quota, self.reuse, listed_N), np.nan_to_num(scores_N), 0.0)
-            rows_Q = draw(weights_N, quota, rng)
+            rows_Q = take_weighted(np.nan_to_num(scores_N), used_N, quota, self.reuse, listed_N, rng)
         else:
             rows_Q = take_ranked(np.nan_to_num(scores_N), used_N, quota, self.reuse, listed_N)
         selection = Selection(
