@@ -1,0 +1,44 @@
+# Everyday verbs. `make demo` and `make test` work on a fresh clone: they make .venv and install first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help install demo test test-fast lint format types clean
+
+help: ## list the verbs
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+install: $(INSTALLED) ## make .venv and install everything, LLaMA-Factory included
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "Installing into $(VENV) (several GB, a few minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[llamafactory,quickstart,dev]' 2>$(VENV)/pip.log \
+		|| { cat $(VENV)/pip.log >&2; exit 1; }
+	@touch $@
+
+demo: $(INSTALLED) ## choose samples while SmolLM2-135M trains on 240 puzzles; about 3 minutes on 2 cores
+	@$(BIN)/python examples/quickstart/prepare.py
+	@$(BIN)/dataflex-cli train examples/quickstart/delta_loss.yaml
+	@$(BIN)/python examples/quickstart/show.py saves/quickstart/delta_loss
+
+test: $(INSTALLED) ## all tests, those without a model first
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-fast: $(INSTALLED) ## tests without a model
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest src tests/core tests/algorithms tests/ledger tests/cli
+
+lint: $(INSTALLED) ## ruff and pyright
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+format: $(INSTALLED) ## format the code
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+clean: ## remove what runs and tools left behind; .venv stays
+	@rm -rf saves outputs .pytest_cache .ruff_cache .hypothesis build dist
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
