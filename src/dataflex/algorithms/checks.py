@@ -36,9 +36,9 @@ def require_range(
 
 def require_quantile_pair(name: str, value: object, *, at_ends: bool) -> None:
     """Raise unless ``value`` is (low, high) with 0 < low < high < 1, the ends 0 and 1 included if ``at_ends``."""
-    pair = tuple(value) if isinstance(value, (list, tuple)) else ()
-    fits = len(pair) == 2 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in pair)
-    low, high = pair if fits else (math.nan, math.nan)
-    if not (0 <= low < high <= 1 if at_ends else 0 < low < high < 1):
+    pair = list(value) if isinstance(value, (list, tuple)) else []
+    numbers = [float(v) for v in pair if isinstance(v, (int, float)) and math.isfinite(v)]
+    fits = len(pair) == len(numbers) == 2 and numbers[0] < numbers[1]
+    if not fits or not (0 <= numbers[0] and numbers[1] <= 1 if at_ends else 0 < numbers[0] and numbers[1] < 1):
         limits = "0 <= low < high <= 1" if at_ends else "0 < low < high < 1"
         raise ConfigError(f"{name} is {value!r}; it must be [low, high] with {limits}")

@@ -26,7 +26,7 @@ def components(file: str | None) -> None:
             table.add_row(f"    {field.name}", default, _type_name(hints[field.name]))
         console.print(table)
         console.print(f"    source: {getattr(cls, 'source', '')}\n", highlight=False)
-    for path in dict.fromkeys([PACKAGE_COMPONENTS, *([find_components(file)] if file else [])]):
+    for path in [PACKAGE_COMPONENTS, *([find_components(file)] if file else [])]:
         console.print(f"presets of {_shown(path)}", highlight=False)
         for preset, content in read_presets(path).items():
             content = content or {}

@@ -163,7 +163,7 @@ def read_preset(path: Path, name: Any, overrides: Mapping[str, Any], *, output_d
 
 def build(cls: Any, values: Mapping[str, Any], *, where: str) -> Any:
     """Make a dataclass from config values, strictly: unknown names and wrong types are errors, nothing is converted."""
-    if not dataclasses.is_dataclass(cls):
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise ConfigError(f"{where}{getattr(cls, '__name__', cls)} is not a dataclass of parameters")
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls) if field.init]

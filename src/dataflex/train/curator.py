@@ -150,13 +150,10 @@ class Curator:
                 measured = self._measure(name, progress)
                 signals[name] = measured.values
                 scoring = scoring or measured.cost
-        if selector.follows_host:
-            # Every rank has its own copy of the host's order; it is compared, not sent.
-            epoch_rows = self._host_order(segment.cycle)
+        # In the host's own order nothing is chosen: every rank knows the rows, rank 0 records them.
+        epoch_rows = self._host_order(segment.cycle) if selector.follows_host else None
         line, rows_Q = self.ranks.from_main(
-            lambda: self._choose(
-                segment, progress, signals, scoring, began, epoch_rows if selector.follows_host else None
-            )
+            lambda: self._choose(segment, progress, signals, scoring, began, epoch_rows)
         )
         self._count(rows_Q)
         self.num_decisions += 1

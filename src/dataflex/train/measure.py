@@ -86,7 +86,7 @@ class Measurer:
             model=trainer.model_wrapped if sharded else trainer.model,
             features=lambda rows_B: fetch(trainer.train_dataset, rows_B),
             collate=trainer._get_collator_with_removed_columns(trainer.data_collator),
-            to_device=lambda batch: send_to_device(batch, trainer.accelerator.device),
+            to_device=lambda batch: dict(send_to_device(batch, trainer.accelerator.device)),
             autocast=trainer.compute_loss_context_manager,
         )
         rows = np.flatnonzero(pool.info.trainable_N)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -54,7 +54,7 @@ class Ranks:
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Concatenate equally long tensors of all ranks along axis 0 (collective)."""
-        return self._accelerator.gather(tensor)
+        return cast(torch.Tensor, self._accelerator.gather(tensor))
 
     def require_equal(self, value: str, what: str) -> None:
         """Raise on every rank when ``value`` differs from rank 0's (collective)."""
