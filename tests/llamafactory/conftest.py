@@ -82,7 +82,14 @@ def write_data(folder: Path, **sets: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"), toy=make_rows(37), other=make_rows(12, seed=1))
+    unanswered = [{**row, "output": None} for row in make_rows(5)]  # LLaMA-Factory drops such rows
+    return write_data(
+        tmp_path_factory.mktemp("data"),
+        toy=make_rows(37),
+        other=make_rows(12, seed=1),
+        empty=[],
+        nothing_valid=unanswered,
+    )
 
 
 @pytest.fixture

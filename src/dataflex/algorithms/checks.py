@@ -39,6 +39,6 @@ def require_quantile_pair(name: str, value: object, *, at_ends: bool) -> None:
     pair = list(value) if isinstance(value, (list, tuple)) else []
     numbers = [float(v) for v in pair if isinstance(v, (int, float)) and math.isfinite(v)]
     fits = len(pair) == len(numbers) == 2 and numbers[0] < numbers[1]
-    if not fits or not (0 <= numbers[0] and numbers[1] <= 1 if at_ends else 0 < numbers[0] and numbers[1] < 1):
+    if not fits or not (numbers[0] >= 0 and numbers[1] <= 1 if at_ends else numbers[0] > 0 and numbers[1] < 1):
         limits = "0 <= low < high <= 1" if at_ends else "0 < low < high < 1"
         raise ConfigError(f"{name} is {value!r}; it must be [low, high] with {limits}")

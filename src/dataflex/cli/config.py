@@ -105,11 +105,29 @@ def split_config(config: dict[str, Any], component: Mapping[str, Any]) -> RunCon
     )
 
 
-def check_host_keys(host: Mapping[str, Any], known: set[str]) -> None:
-    """Raise for a key that neither we nor LLaMA-Factory know, with the nearest name."""
-    for key in host:
+def check_host_keys(host: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raise for a key that neither we nor LLaMA-Factory know (with the nearest name), or a word in a number's place.
+
+    Args:
+        host: LLaMA-Factory's keys of a config.
+        known: all its keys with their types.
+    """
+    for key, value in host.items():
         if key not in known:
             raise ConfigError(f"unknown key {key!r}{did_you_mean(key, (*known, *OUR_KEYS))}; remove or correct it")
+        # LLaMA-Factory checks no types; a word would fail much later, in the middle of PyTorch. Other types than the
+        # plain ones have their own readers.
+        if known[key] in (int, float, bool, int | None, float | None, bool | None):
+            _checked(key, value, known[key])
+
+
+def _checked(name: str, value: Any, hint: Any, where: str = "") -> Any:
+    """``value`` if it is of type ``hint``, strictly: nothing is converted."""
+    try:
+        return TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise ConfigError(f"{where}{name} is {value!r}: {problem[0].lower()}{problem[1:]}") from error
 
 
 def find_components(path: Any) -> Path:
@@ -173,13 +191,8 @@ def build(cls: Any, values: Mapping[str, Any], *, where: str) -> Any:
             raise ConfigError(
                 f"{where}unknown parameter {name!r}{did_you_mean(str(name), names)}; known: {', '.join(names)}"
             )
-        try:
-            # YAML has lists only; strict mode would refuse one where a tuple is meant.
-            given = tuple(value) if isinstance(value, list) else value
-            checked[name] = TypeAdapter(hints[name]).validate_python(given, strict=True)
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise ConfigError(f"{where}{name} is {value!r}: {problem[0].lower()}{problem[1:]}") from error
+        # YAML has lists only; strict mode would refuse one where a tuple is meant.
+        checked[name] = _checked(name, tuple(value) if isinstance(value, list) else value, hints[name], where)
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if field.init and required and field.name not in checked:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import os
+import typing
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -124,7 +126,11 @@ class _Session:
                 # Rows would be stored with our columns, or come without them.
                 raise ConfigError("tokenized_path is not served yet with a dynamic train_type; remove it")
             refuse_unsupported(training_args)
-            module = original(template, model_args, data_args, training_args, **kwargs)
+            try:
+                module = original(template, model_args, data_args, training_args, **kwargs)
+            except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:
+                names = ", ".join([*(data_args.dataset or []), *(data_args.eval_dataset or [])])
+                raise ConfigError(f"the data ({names}) cannot be prepared: {_one_sentence(error)}") from error
             module["train_dataset"], rows = self._trace.columns(module["train_dataset"])
             evaluated = module.get("eval_dataset")
             if isinstance(evaluated, dict):
@@ -162,13 +168,15 @@ def rebound(module: Any, name: str, wrap: Any) -> Iterator[None]:
         setattr(module, name, original)
 
 
-def known_keys() -> set[str]:
-    """All keys of a LLaMA-Factory training config."""
-    from dataclasses import fields
-
+def known_keys() -> dict[str, Any]:
+    """All keys of a LLaMA-Factory training config with their types."""
     parser = import_module("llamafactory.hparams.parser")
     ray = import_module("llamafactory.hparams.training_args").RayArguments
-    return {f.name for cls in (*parser._TRAIN_ARGS, ray) for f in fields(cls) if f.init}
+    keys: dict[str, Any] = {}
+    for cls in (*parser._TRAIN_ARGS, ray):
+        hints = typing.get_type_hints(cls)
+        keys |= {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+    return keys
 
 
 def num_devices() -> int:
@@ -199,6 +207,10 @@ def _one_sentence(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyError):
         text = f"the key {text} is missing in the data or the config"
+    if "corresponds to no data" in text:  # how the datasets library says it
+        text = "a data set is empty"
+    if error.__cause__ is not None:
+        text = f"{text} ({_one_sentence(error.__cause__)})"
     return text if len(text) <= 400 else f"{text[:400]}…"
 
 
