@@ -1,0 +1,116 @@
+"""A plain Trainer run by one or several gloo ranks; started by test_two_ranks.py, with torchrun or alone.
+
+Usage: two_ranks_program.py OUTPUT_DIR MICRO_BATCH METHOD
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from dataflex.algorithms.catalog import selector_class
+from dataflex.core.plan import Schedule
+from dataflex.train.curator import Method
+from dataflex.train.indexed import SAMPLE_IDS
+from dataflex.train.mixin import Settings, dynamic, newest_complete_checkpoint
+
+NUM_ROWS = 41  # a prime
+WITHOUT_LABELS = (0, 17, 40)
+GLOBAL_BATCH = 4
+
+
+class Rows(Dataset):
+    """Rows of 2 to 30 tokens; the first third of each is prompt."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.rows = []
+        for i in range(NUM_ROWS):
+            length = int(torch.randint(2, 31, (1,), generator=generator))
+            ids = torch.randint(3, 50, (length,), generator=generator).tolist()
+            prompt = length if i in WITHOUT_LABELS else length // 3
+            self.rows.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
+
+    def __len__(self) -> int:
+        return NUM_ROWS
+
+    def __getitem__(self, row: int) -> dict:
+        return dict(self.rows[row])
+
+
+def collate(features: list[dict]) -> dict[str, torch.Tensor]:
+    width = max(len(feature["input_ids"]) for feature in features)
+
+    def pad(name: str, value: int) -> torch.Tensor:
+        return torch.tensor([f[name] + [value] * (width - len(f[name])) for f in features])
+
+    mask = torch.tensor([[1] * len(f["input_ids"]) + [0] * (width - len(f["input_ids"])) for f in features])
+    return {"input_ids": pad("input_ids", 0), "labels": pad("labels", -100), "attention_mask": mask}
+
+
+class NotesWhatItTrains(Trainer):
+    """Keeps the sample ids of every micro-batch that reaches the training step."""
+
+    trained: list[list[int]]
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        assert SAMPLE_IDS not in inputs, "the ids are taken out before the model"
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+class Watched(dynamic(NotesWhatItTrains)):
+    def training_step(self, model, inputs, *args, **kwargs):
+        self.trained.append(inputs[SAMPLE_IDS].tolist())
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+def main(output_dir: str, micro_batch: str, method: str) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        # Ranks drop out differently; without it the tables of one and two ranks can be compared after training too.
+        attention_dropout=0.0 if method == "delta_loss" else 0.1,
+    )
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    args = TrainingArguments(
+        output_dir=output_dir,
+        per_device_train_batch_size=int(micro_batch),
+        gradient_accumulation_steps=GLOBAL_BATCH // (int(micro_batch) * world_size),
+        num_train_epochs=2,
+        learning_rate=1e-2,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="steps",
+        save_steps=1,
+        logging_steps=1,
+        disable_tqdm=True,
+        seed=11,
+    )
+    schedule = Schedule(warmup_step=0 if method == "static" else 1, update_step=2, update_times=2)
+    settings = Settings(method=Method(name=method, selector=selector_class(method)()), schedule=schedule, config={})
+    trainer = Watched(
+        model=LlamaForCausalLM(config), args=args, train_dataset=Rows(), data_collator=collate, dataflex=settings
+    )
+    trainer.trained = []
+    trainer.train(newest_complete_checkpoint(output_dir))
+    trainer.save_model()
+    rank = trainer.args.process_index
+    Path(output_dir, f"trained-{rank}.json").write_text(json.dumps(trainer.trained))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
