@@ -92,6 +92,13 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The presets keep initial losses beside the working directory: a place of each test's own."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
 @pytest.fixture
 def config(tiny_model: Path, data_dir: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """A config of a small LoRA run; keyword arguments change it, None takes a key out."""

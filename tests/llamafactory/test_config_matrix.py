@@ -47,8 +47,7 @@ def guide_config(tiny_model: Path, data_dir: Path, tmp_path: Path) -> dict:
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_without_one_key_it_runs_or_is_refused(guide_config: dict, tmp_path: Path, monkeypatch, key: str) -> None:
-    monkeypatch.chdir(tmp_path)  # relative cache_dir, and components_cfg_file from another directory
+def test_without_one_key_it_runs_or_is_refused(guide_config: dict, tmp_path: Path, key: str) -> None:
     del guide_config[key]
     if key == "update_times":
         guide_config["num_train_epochs"] = 1.0
@@ -95,8 +94,7 @@ def test_without_one_key_it_runs_or_is_refused(guide_config: dict, tmp_path: Pat
     ],
     ids=str,
 )
-def test_with_other_keys_it_runs(guide_config: dict, tmp_path: Path, monkeypatch, changes: dict) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_with_other_keys_it_runs(guide_config: dict, tmp_path: Path, changes: dict) -> None:
     train({k: v for k, v in {**guide_config, **changes}.items() if v is not None}, tmp_path)
 
 
@@ -133,12 +131,12 @@ def test_with_other_keys_it_runs(guide_config: dict, tmp_path: Path, monkeypatch
     ids=str,
 )
 def test_a_mistake_is_one_sentence_and_nothing_is_written(
-    guide_config: dict, tmp_path: Path, monkeypatch, changes: dict, sentence: str
+    guide_config: dict, tmp_path: Path, changes: dict, sentence: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     with pytest.raises(DataFlexError) as refusal:
         train({k: v for k, v in {**guide_config, **changes}.items() if v is not None}, tmp_path)
     assert sentence in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "run").exists()
-    assert {path.name for path in tmp_path.iterdir()} <= {"config.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"config.yaml", "work"}
+    assert not list((tmp_path / "work").iterdir())

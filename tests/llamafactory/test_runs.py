@@ -26,9 +26,33 @@ def test_overwriting_moves_the_old_record_aside(config, tmp_path: Path) -> None:
     assert (run / "dataflex" / "ledger.jsonl").read_bytes() != old
 
 
+def test_checkpoints_of_an_earlier_run_in_the_directory_are_never_resumed(config, tmp_path: Path, capsys) -> None:
+    settings = config(save_strategy="steps", save_steps=3)
+    run = train(settings, tmp_path)
+    train({**settings, "overwrite_output_dir": True, "save_strategy": "no"}, tmp_path)
+    assert (run / "checkpoint-6").exists(), "left over from the first run, with an equal fingerprint"
+    with pytest.raises(DataFlexError, match="earlier run"):
+        train({**settings, "resume_from_checkpoint": str(run / "checkpoint-6")}, tmp_path)
+    capsys.readouterr()
+    train(settings, tmp_path)  # as after a kill before the first checkpoint of the second run
+    said = capsys.readouterr().out
+    assert "checkpoint-6 belongs to an earlier run in this directory and is passed over" in said
+    assert "the run starts again" in said
+
+
+def test_a_ledger_that_lost_lines_stops_a_resume(config, tmp_path: Path) -> None:
+    settings = config(save_strategy="steps", save_steps=5)
+    run = train(settings, tmp_path)
+    path = run / "dataflex" / "ledger.jsonl"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    with pytest.raises(DataFlexError, match="records the run up to step 3, the checkpoint was saved at step"):
+        train(settings, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
+        ({"max_steps": 5}, "max_steps (None then, 5 now)"),
         ({"learning_rate": 2e-2}, "learning_rate (0.01 then, 0.02 now)"),
         ({"dataset": "other"}, "dataset (toy then, other now)"),
         ({"update_step": 1}, "schedule"),

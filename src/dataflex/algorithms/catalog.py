@@ -44,7 +44,7 @@ def selector_class(name: str) -> type:
             return getattr(importlib.import_module(module_name), class_name)
         except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise ConfigError(
-                f"method {name!r} cannot be imported ({error}); check the module and the class"
+                f"method {name!r} cannot be imported ({error}); check the names, and that its folder is on PYTHONPATH"
             ) from error
     for entry_point in entry_points(group=ENTRY_POINT_GROUPS["selectors"]):
         if entry_point.name == name:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dataflex import __version__
+from dataflex.integrations.remedy import REMEDY
 
 PACKAGES = [
     "torch",
@@ -26,7 +27,6 @@ PACKAGES = [
     "numpy",
     "pyarrow",
 ]
-REMEDY = "pip install -e '.[llamafactory]' (outside a clone: pip install 'dataflex[llamafactory]')"
 
 
 def doctor() -> int:
@@ -42,7 +42,7 @@ def doctor() -> int:
     console.print(table)
     problems = diagnose(found)
     for problem in problems:
-        console.print(f"problem: {problem}", highlight=False, soft_wrap=True)
+        console.print(f"problem: {problem}", highlight=False, markup=False, soft_wrap=True)
     if not problems:
         console.print("no known problem", highlight=False)
     return 2 if problems else 0

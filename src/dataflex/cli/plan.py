@@ -90,9 +90,9 @@ def _print_segments(
         f"pool: {size} ({pool.note})",
         highlight=False,
     )
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for header in ("segment", "steps", "samples", "decision", "window (shares of the pool)", "scoring"):
-        table.add_column(header)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for header in ("segment", "steps", "samples", "decision", "window (share)", "scores"):
+        table.add_column(header, no_wrap=True)
     chooses = not config.selector.follows_host and not getattr(config.selector, "replacement", False)
     for number, segment in enumerate(run_plan.segments()):
         progress = run_plan.progress(segment)
@@ -109,7 +109,7 @@ def _print_segments(
             f"{segment.start}-{segment.stop}",
             str(quota),
             "warm-up (uniform)" if segment.is_warmup else decides,
-            f"{window[0]:.4f} to {window[1]:.4f} (tau {note['tau']:.3g})" if window else note.get("draw", "-"),
+            f"{window[0]:.4f} to {window[1]:.4f}" if window else "-",
             "the pool" if _scores(config.selector, progress) else "-",
         )
     console.print(table)
@@ -174,19 +174,26 @@ def pool_size(host: dict[str, Any]) -> PoolSize:
                 f"data set {name!r} is not in {directory / 'dataset_info.json'}; known: {', '.join(info)}"
             )
         file_name = info[name].get("file_name")
+        if info[name].get("num_samples"):  # LLaMA-Factory draws or repeats rows until it has this many
+            total += _limited(host, info[name]["num_samples"])
+            continue
         if file_name is None or not (directory / file_name).is_file():
             return PoolSize(None, f"the rows of {name!r} are not in a file at hand")
         counted = _count_rows(directory / file_name)
         if counted is None:
             return PoolSize(None, f"{file_name} is of a format that is not counted here")
-        counted = info[name].get("num_samples") or counted
-        limit = host.get("max_samples")
-        total += min(counted, _number(host, "max_samples", 0, whole=True)) if limit is not None else counted
+        total += _limited(host, counted)
     if total == 0:
         raise ConfigError(f"the data set {', '.join(names)} is empty")
     val_size = _number(host, "val_size", 0.0)
     held_out = int(val_size) if val_size > 1 else math.ceil(val_size * total)
     return PoolSize(total - held_out, "raw rows counted, before bad ones are dropped")
+
+
+def _limited(host: dict[str, Any], num_rows: int) -> int:
+    if host.get("max_samples") is None:
+        return num_rows
+    return min(num_rows, _number(host, "max_samples", 0, whole=True))
 
 
 def _count_rows(path: Path) -> int | None:

@@ -31,8 +31,7 @@ def train(path: str, overrides: list[str]) -> None:
 
 def _train_dynamic(config: RunConfig) -> None:
     from dataflex.integrations import llamafactory
-    from dataflex.train.curator import Method
-    from dataflex.train.mixin import Settings
+    from dataflex.train.settings import Method, Settings
 
     assert config.schedule is not None
     settings = Settings(

@@ -87,7 +87,9 @@ class SegmentPlan:
         cls, schedule: Schedule, *, num_epochs: float, pool_steps: int, max_steps: int | None = None
     ) -> SegmentPlan:
         """The plan of a run in the host's own order: its steps and epochs, a line every ``update_step`` steps."""
-        num_steps = max_steps if max_steps is not None else math.ceil(num_epochs * pool_steps)
+        num_steps = schedule.train_step or (max_steps if max_steps is not None else math.ceil(num_epochs * pool_steps))
+        if max_steps is not None:
+            num_steps = min(num_steps, max_steps)
         if num_steps < 1 or pool_steps < 1:
             raise ConfigError(f"the run has {num_steps} optimizer steps; raise num_train_epochs or max_steps")
         return cls(

@@ -13,19 +13,13 @@ from dataclasses import replace
 from typing import Any
 
 from dataflex.core.errors import ConfigError, DataFlexError
+from dataflex.integrations.remedy import REMEDY
 from dataflex.integrations.row_trace import RowTrace
 from dataflex.ledger.ledger import Ledger
-from dataflex.train.mixin import (
-    Settings,
-    check_quotas,
-    dynamic,
-    geometry_of,
-    make_fingerprint,
-    make_plan,
-    say,
-)
+from dataflex.train.mixin import dynamic, say
 from dataflex.train.pool import read_pool
 from dataflex.train.refuse import refuse_unsupported
+from dataflex.train.settings import Settings, check_quotas, geometry_of, make_fingerprint, make_plan
 
 SERVED_STAGES = ("sft",)
 WORKFLOW = "llamafactory.train.sft.workflow"
@@ -190,15 +184,11 @@ def import_module(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name == "llamafactory":
-            raise ConfigError(
-                "LLaMA-Factory is not installed; run: pip install 'dataflex[llamafactory]' (from a clone: "
-                "pip install -e '.[llamafactory]')"
-            ) from error
-        raise ConfigError(f"LLaMA-Factory cannot be imported: {error}; run dataflex-cli doctor") from error
+            raise ConfigError(f"LLaMA-Factory is not installed; run {REMEDY}") from error
+        raise ConfigError(f"LLaMA-Factory cannot be imported: {error}; run {REMEDY}") from error
     except (ImportError, OSError, RuntimeError) as error:
         raise ConfigError(
-            f"LLaMA-Factory cannot be imported ({_one_sentence(error)}); its packages do not fit together: run "
-            "dataflex-cli doctor for the remedy"
+            f"LLaMA-Factory cannot be imported, its packages do not fit together ({_one_sentence(error)}); run {REMEDY}"
         ) from error
 
 

@@ -51,6 +51,10 @@ class Ledger:
             raise LedgerError(f"{self.root / 'run.yaml'} is damaged: it holds no mapping")
         return content
 
+    def run_id(self) -> str | None:
+        """The id of the run recorded here, or None."""
+        return self.run().get("run_id") if self.exists() else None
+
     def lines(self) -> list[dict[str, Any]]:
         """All complete lines, oldest first; an unfinished last line (a kill while writing) does not count."""
         if not self.path.exists():

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from dataflex.algorithms.base import Selection
 from dataflex.core.draw import passes
@@ -21,15 +18,14 @@ from dataflex.core.order import Geometry
 from dataflex.core.plan import SegmentPlan
 from dataflex.core.seeds import loader_seed, segment_rng
 from dataflex.core.segment import Progress, Segment
-from dataflex.ledger.files import write_atomic
 from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.ledger import Ledger
+from dataflex.train.checkpoint import read_state, write_state
 from dataflex.train.describe import describe, metrics, quantiles
 from dataflex.train.measure import Measured
 from dataflex.train.pool import Pool
 from dataflex.train.ranks import Ranks
-
-STATE_FILE = "dataflex_state.safetensors"
+from dataflex.train.settings import Method
 
 
 @dataclass(frozen=True)
@@ -38,19 +34,6 @@ class Deal:
 
     rows: np.ndarray
     seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """A selector and the name it was asked for by."""
-
-    name: str
-    selector: Any
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The parameters as JSON values (tuples become lists)."""
-        return json.loads(json.dumps(dataclasses.asdict(self.selector), default=str))
 
 
 class Curator:
@@ -83,7 +66,7 @@ class Curator:
             log: hands numbers to the host's loggers.
         """
         self.method, self.plan, self.geometry, self.pool = method, plan, geometry, pool
-        self._seed, self._ledger, self.ranks, self._versions = seed, ledger, ranks, dict(versions)
+        self.seed, self._ledger, self.ranks, self._versions = seed, ledger, ranks, dict(versions)
         self._measure, self._host_order, self._say, self._log = measure, host_order, say, log
         # What a checkpoint keeps, besides the step:
         self._state: dict[str, np.ndarray] = dict(method.selector.init(pool.info))
@@ -94,6 +77,7 @@ class Curator:
         self._current: tuple[Segment, np.ndarray] | None = None
         self._recorded: Mapping[str, Any] | None = None
         self._started = time.perf_counter()
+        self._run_id: str | None = None
         self.num_decisions = 0
 
     # the way of the rows
@@ -108,7 +92,7 @@ class Curator:
             batch = self.geometry.global_batch
             yield Deal(
                 rows_Q[(step - segment.start) * batch : (until - segment.start) * batch],
-                loader_seed(self._seed, segment.index),
+                loader_seed(self.seed, segment.index),
             )
             step = until
 
@@ -125,8 +109,8 @@ class Curator:
         line = self._ledger.segments().get(segment.index)
         if line is None:
             raise LedgerError(
-                f"{self._ledger.path} has no line of segment {segment.index}, in whose middle this checkpoint was "
-                "taken; restore the dataflex folder of the run, or start anew with overwrite_output_dir: true"
+                f"{self._ledger.path} has no line of segment {segment.index}, which this run was in the middle of; "
+                "restore the dataflex folder of the run, or start anew with overwrite_output_dir: true"
             )
         return self._ledger.rows_of(line)
 
@@ -186,7 +170,7 @@ class Curator:
         selection = self._selection(segment, progress, signals, quota, epoch_rows)
         rows_Q = selection.rows_Q
         if not selection.ordered:
-            rows_Q = rows_Q[np.argsort(segment_rng(self._seed, segment.index, "order").random(len(rows_Q)))]
+            rows_Q = rows_Q[np.argsort(segment_rng(self.seed, segment.index, "order").random(len(rows_Q)))]
         self._check(rows_Q, quota, segment, host=epoch_rows is not None)
         columns_N = dict(selection.columns_N)
         if columns_N:
@@ -203,7 +187,7 @@ class Curator:
             "decision": selection.decision,
             "method": self.method.name,
             "params": self.method.params,
-            "seed": self._seed,
+            "seed": self.seed,
             "num_rows": len(rows_Q),
             "num_distinct_rows": len(np.unique(rows_Q)),
             "window": dict(selection.window) if selection.window else None,
@@ -237,11 +221,11 @@ class Curator:
         if segment.is_warmup and not selector.serves_warmup:
             if signals:
                 self._state = dict(selector.observe(self._state, signals, progress))
-            rng = segment_rng(self._seed, segment.index, "warmup")
+            rng = segment_rng(self.seed, segment.index, "warmup")
             rows_Q = passes(self._scorable_N, quota, rng)
             columns_N = {name: values for name, values in signals.items() if name == "loss"}
             return Selection(rows_Q=rows_Q, decision="warm-up", columns_N=columns_N)
-        rng = segment_rng(self._seed, segment.index, "select")
+        rng = segment_rng(self.seed, segment.index, "select")
         selection, state = selector.select(self._state, signals, quota, progress, rng)
         self._state = dict(state)
         return selection
@@ -294,10 +278,25 @@ class Curator:
         found = self._ledger.claim(run["fingerprint"], overwrite=overwrite)
         if found == "replace":
             self._say(f"the record of an earlier run was moved to {self._ledger.move_aside()}")
-        self._ledger.begin(run, rows)
+        # One record, one id: checkpoints of an earlier run in the same directory must not be taken for this one's.
+        self._run_id = self._ledger.run_id() if found == "continue" else uuid.uuid4().hex
+        self._ledger.begin({"run_id": self._run_id, **run}, rows)
         if self._ledger.segments():
             self._ledger.rollback(0, "no checkpoint had been saved: the run starts again")
             self._say("no checkpoint had been saved: the run starts again, its earlier ledger lines are rolled back")
+
+    def _require_lines_up_to(self, step: int) -> None:
+        """Every step that the checkpoint has trained must be on record."""
+        recorded = 0
+        for _, line in sorted(self._ledger.segments().items()):
+            if line["start"] != recorded:
+                break
+            recorded = line["stop"]
+        if recorded < step:
+            raise LedgerError(
+                f"{self._ledger.path} records the run up to step {recorded}, the checkpoint was saved at step {step}; "
+                "restore the dataflex folder of the run, or start anew with overwrite_output_dir: true"
+            )
 
     def _roll_back(self, step: int) -> None:
         """Cancel lines of weights that no longer exist; keep the one decided from exactly these weights."""
@@ -314,31 +313,31 @@ class Curator:
         """Write the state that a resume needs into a checkpoint folder (rank 0; atomic)."""
         if not self.ranks.is_main:
             return
-        arrays = {f"state.{name}": np.ascontiguousarray(values) for name, values in self._state.items()}
+        arrays = {f"state.{name}": values for name, values in self._state.items()}
         arrays |= {"times_trained_N": self._times_trained_N, "scorable_N": self._scorable_N}
         running = self._seconds["running"] + time.perf_counter() - self._started
-        meta = {"step": step, "fingerprint": fingerprint, "seconds": {**self._seconds, "running": running}}
-        checkpoint.mkdir(parents=True, exist_ok=True)
-        write_atomic(checkpoint / STATE_FILE, save(arrays, metadata={"dataflex": json.dumps(meta)}))
+        meta = {
+            "step": step,
+            "run_id": self._run_id,
+            "fingerprint": fingerprint,
+            "seconds": {**self._seconds, "running": running},
+        }
+        write_state(checkpoint, arrays, meta)
 
     def _restore(self, checkpoint: Path, fingerprint: Mapping[str, Any]) -> int:
-        path = checkpoint / STATE_FILE
-        if not path.exists():
-            raise ConfigError(
-                f"{checkpoint} holds no {STATE_FILE}: it was not saved by a run of DataFlex, or was cut short; resume "
-                "from another checkpoint, or start anew with overwrite_output_dir: true"
-            )
-        try:
-            with safe_open(path, framework="numpy") as file:
-                meta = json.loads(file.metadata()["dataflex"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} is damaged ({error}); resume from another checkpoint") from error
+        arrays, meta = read_state(checkpoint)
         if meta["fingerprint"] != fingerprint:
             raise ConfigError(
                 f"{checkpoint} belongs to another run: {differences(meta['fingerprint'], dict(fingerprint))}; resume "
                 "with the config of that run, or start anew with overwrite_output_dir: true"
             )
+        self._run_id = self._ledger.run_id()
+        if meta["run_id"] != self._run_id:
+            raise ConfigError(
+                f"{checkpoint} belongs to an earlier run of this directory, whose record was moved aside; resume from "
+                "a checkpoint of the present run, or start anew with overwrite_output_dir: true"
+            )
+        self._require_lines_up_to(meta["step"])
         self._state = {n.removeprefix("state."): v for n, v in arrays.items() if n.startswith("state.")}
         self._times_trained_N, self._scorable_N = arrays["times_trained_N"], arrays["scorable_N"]
         self._seconds = dict(meta["seconds"])

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,114 +11,26 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from dataflex import __version__
-from dataflex.core.draw import check_quota
 from dataflex.core.errors import DataFlexError
-from dataflex.core.order import Geometry, micro_batches_per_pass
-from dataflex.core.plan import Schedule, SegmentPlan
-from dataflex.ledger.fingerprint import comparable
+from dataflex.core.order import micro_batches_per_pass
 from dataflex.ledger.ledger import Ledger
 from dataflex.train.callback import EpochCounter
 from dataflex.train.chain import SegmentChain, draw_like_a_stock_loader, host_order
-from dataflex.train.curator import Curator, Method
+from dataflex.train.checkpoint import newest_complete_checkpoint
+from dataflex.train.curator import Curator
 from dataflex.train.indexed import SAMPLE_IDS, IndexedCollator, IndexedDataset
 from dataflex.train.measure import Measurer
-from dataflex.train.pool import Pool, read_pool
+from dataflex.train.pool import read_pool
 from dataflex.train.ranks import Ranks, load_cpu_checkpoints_by_index
 from dataflex.train.refuse import refuse_unsupported
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a dynamic run needs beyond the host's own arguments."""
-
-    method: Method
-    schedule: Schedule
-    config: Mapping[str, Any]  # the resolved config, JSON values; kept in run.yaml and part of the fingerprint
-    overwrite: bool = False
-    newest_checkpoint: bool = False  # resume from the newest complete checkpoint instead of the one train() is given
-    pool: Pool | None = None  # read already, else it is read from the trainer's data set
-    rows: Mapping[str, Any] = field(default_factory=dict)  # columns of rows.parquet beyond row and token counts
+from dataflex.train.settings import Settings, check_quotas, geometry_of, make_fingerprint, make_plan, unguided, versions
 
 
 def say(sentence: str) -> None:
     """Tell the person who watches; does not tear progress bars."""
     tqdm.write(f"[dataflex] {sentence}")
-
-
-def make_plan(settings: Settings, args: Any, num_rows: int, geometry: Geometry) -> SegmentPlan:
-    """The plan of a run, from its settings, the host's arguments and the size of the pool."""
-    num_micro_batches = micro_batches_per_pass(num_rows, geometry, drop_last=args.dataloader_drop_last)
-    follows_host = settings.method.selector.follows_host
-    return (SegmentPlan.host if follows_host else SegmentPlan.dynamic)(
-        settings.schedule,
-        num_epochs=args.num_train_epochs,
-        pool_steps=-(-num_micro_batches // geometry.accumulation),
-        max_steps=args.max_steps if args.max_steps > 0 else None,
-    )
-
-
-def newest_complete_checkpoint(output_dir: str) -> str | None:
-    """The checkpoint of the highest step that was written to the end; None when there is none."""
-    found = sorted(
-        (int(path.name.rsplit("-", 1)[1]), path)
-        for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.name.rsplit("-", 1)[1].isdigit()
-    )
-    for _, path in reversed(found):
-        try:
-            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            say(f"{path} was not written to the end and is passed over")
-            continue
-        return str(path)
-    return None
-
-
-def check_quotas(settings: Settings, plan: SegmentPlan, pool: Pool, geometry: Geometry) -> None:
-    """Raise before anything is written when no decision could fill its quota."""
-    selector = settings.method.selector
-    if selector.follows_host or getattr(selector, "replacement", False) or getattr(selector, "serves_warmup", False):
-        return
-    first_updates = [plan.segment_at(step) for step in (0, plan.warmup_step) if step < plan.num_steps]
-    steps = max((segment.num_steps for segment in first_updates if not segment.is_warmup), default=0)
-    check_quota(steps * geometry.global_batch, int(pool.info.trainable_N.sum()))
-
-
-def geometry_of(args: Any) -> Geometry:
-    return Geometry(
-        world_size=args.world_size,
-        accumulation=args.gradient_accumulation_steps,
-        micro_batch=args.train_batch_size,
-    )
-
-
-def make_fingerprint(settings: Settings, pool: Pool, geometry: Geometry) -> dict[str, Any]:
-    """What makes two runs the same run: config, method, schedule, data and global batch."""
-    params = {name: value for name, value in settings.method.params.items() if name != "cache_dir"}
-    return {
-        **comparable(settings.config),
-        "method": settings.method.name,
-        "params": params,
-        "schedule": dict(vars(settings.schedule)),
-        "num_rows": len(pool),
-        "data": pool.digest,
-        "global_batch": geometry.global_batch,
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    found = {"dataflex": __version__}
-    for package in ("numpy", "torch", "transformers", "accelerate", "peft", "trl", "llamafactory"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 class DynamicDataMixin:
@@ -142,7 +51,7 @@ class DynamicDataMixin:
         plan = make_plan(dataflex, trainer_args, len(pool), geometry)
         check_quotas(dataflex, plan, pool, geometry)
         ranks = Ranks(self.accelerator)  # type: ignore[attr-defined]
-        ledger = Ledger(trainer_args.output_dir)
+        ledger = self._ledger = Ledger(trainer_args.output_dir)
         ranks.require_equal(pool.digest, "the training data")
         self.curator = Curator(
             method=dataflex.method,
@@ -166,7 +75,7 @@ class DynamicDataMixin:
             versions=versions(),
         )
         self._fingerprint = make_fingerprint(dataflex, pool, geometry)
-        if not dataflex.method.selector.follows_host:
+        if not dataflex.method.selector.follows_host or dataflex.schedule.train_step:
             trainer_args.max_steps = plan.num_steps
         self.add_callback(EpochCounter(plan.steps_per_epoch, self._micro_batches()))  # type: ignore[attr-defined]
 
@@ -222,7 +131,9 @@ class DynamicDataMixin:
         trainer_args = self.args  # type: ignore[attr-defined]
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True or (checkpoint and self._dataflex.newest_checkpoint):
-            checkpoint = self.curator.ranks.from_main(lambda: newest_complete_checkpoint(trainer_args.output_dir))
+            checkpoint = self.curator.ranks.from_main(
+                lambda: newest_complete_checkpoint(trainer_args.output_dir, self._ledger.run_id(), say)
+            )
         curator = self.curator
         if checkpoint and self._micro_batches() % curator.geometry.accumulation and not hasattr(Trainer, "_run_epoch"):
             raise DataFlexError(
@@ -275,9 +186,12 @@ class DynamicDataMixin:
             f"{self.curator.method.name}: {plan.num_steps} steps in {len(segments) or 'many'} segments over a pool of "
             f"{len(self.curator.pool)} samples, {self.curator.geometry.global_batch} samples a step"
         )
-        full = schedule.train_step or (schedule.steps_per_cycle or 0)
-        if not self.curator.method.selector.follows_host and 0 < plan.num_steps < full:
-            say(f"the run ends after {plan.num_steps} steps, before the {full} of the schedule (max_steps or epochs)")
+        unbounded = schedule.train_step or math.ceil(args.num_train_epochs * plan.steps_per_epoch)
+        if plan.num_steps < unbounded:
+            say(f"max_steps ends the run after {plan.num_steps} steps; the schedule has {unbounded}")
+        warning = unguided(self._dataflex, plan)
+        if warning:
+            say(warning)
 
     def _run_record(self) -> dict[str, Any]:
         plan, geometry = self.curator.plan, self.curator.geometry
@@ -289,7 +203,7 @@ class DynamicDataMixin:
             "schedule": dict(vars(self._dataflex.schedule)),
             "plan": {"num_steps": plan.num_steps, "steps_per_epoch": plan.steps_per_epoch},
             "geometry": dict(vars(geometry)),
-            "seed": self.args.seed,  # type: ignore[attr-defined]
+            "seed": self.curator.seed,
             "versions": versions(),
         }
 

@@ -115,7 +115,7 @@ class DeltaLoss(SelectorBase):
         if progress.is_warmup:
             return {}
         if progress.is_first_selection:
-            return {"decision": "first", "draw": "uniform; the initial losses are kept"}
+            return {"decision": "first (uniform)"}
         tau = self.tau(progress)
         start = self._sigmoid(tau) * (1 - self.window_size)
         return {"decision": "guided", "tau": tau, "window_shares": (start, start + self.window_size)}

@@ -1,0 +1,70 @@
+"""Our file in a checkpoint folder, and which checkpoint is the newest complete one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from dataflex.core.errors import ConfigError
+from dataflex.ledger.files import write_atomic
+
+STATE_FILE = "dataflex_state.safetensors"
+
+
+def write_state(checkpoint: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Write arrays and JSON values into a checkpoint folder, atomically."""
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    write_atomic(checkpoint / STATE_FILE, save(contiguous, metadata={"dataflex": json.dumps(meta)}))
+
+
+def read_state(checkpoint: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return what ``write_state`` wrote.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    path = checkpoint / STATE_FILE
+    if not path.exists():
+        raise ConfigError(
+            f"{checkpoint} holds no {STATE_FILE}: it was not saved by a run of DataFlex, or was cut short; resume "
+            "from another checkpoint, or start anew with overwrite_output_dir: true"
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            meta = json.loads(file.metadata()["dataflex"])
+            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118  not a dict
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); resume from another checkpoint") from error
+
+
+def newest_complete_checkpoint(output_dir: str, run_id: str | None, say: Callable[[str], None]) -> str | None:
+    """The checkpoint of the highest step that this run wrote to the end; None when there is none.
+
+    Checkpoints of an earlier run, whose record was moved aside, may lie in the same directory: ``run_id`` tells.
+    """
+    found = sorted(
+        (int(path.name.rsplit("-", 1)[1]), path)
+        for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if path.name.rsplit("-", 1)[1].isdigit()
+    )
+    for _, path in reversed(found):
+        try:
+            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+            _, meta = read_state(path)
+        except (OSError, ValueError, ConfigError):
+            say(f"{path} was not written to the end and is passed over")
+            continue
+        if meta.get("run_id") != run_id:
+            say(f"{path} belongs to an earlier run in this directory and is passed over")
+            continue
+        return str(path)
+    return None

@@ -1,0 +1,113 @@
+"""What a run is, before it begins: method, schedule, geometry, plan, fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from dataflex import __version__
+from dataflex.core.draw import check_quota
+from dataflex.core.order import Geometry, micro_batches_per_pass
+from dataflex.core.plan import Schedule, SegmentPlan
+from dataflex.ledger.fingerprint import comparable
+from dataflex.train.pool import Pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A selector and the name it was asked for by."""
+
+    name: str
+    selector: Any
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters as JSON values (tuples become lists)."""
+        return json.loads(json.dumps(dataclasses.asdict(self.selector), default=str))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a dynamic run needs beyond the host's own arguments."""
+
+    method: Method
+    schedule: Schedule
+    config: Mapping[str, Any]  # the resolved config, JSON values; kept in run.yaml and part of the fingerprint
+    overwrite: bool = False
+    newest_checkpoint: bool = False  # resume from the newest complete checkpoint instead of the one train() is given
+    pool: Pool | None = None  # read already, else it is read from the trainer's data set
+    rows: Mapping[str, Any] = field(default_factory=dict)  # columns of rows.parquet beyond row and token counts
+
+
+def geometry_of(args: Any) -> Geometry:
+    """How the host's training arguments cut an optimizer step."""
+    return Geometry(
+        world_size=args.world_size,
+        accumulation=args.gradient_accumulation_steps,
+        micro_batch=args.train_batch_size,
+    )
+
+
+def make_plan(settings: Settings, args: Any, num_rows: int, geometry: Geometry) -> SegmentPlan:
+    """The plan of a run, from its settings, the host's arguments and the size of the pool."""
+    num_micro_batches = micro_batches_per_pass(num_rows, geometry, drop_last=args.dataloader_drop_last)
+    follows_host = settings.method.selector.follows_host
+    return (SegmentPlan.host if follows_host else SegmentPlan.dynamic)(
+        settings.schedule,
+        num_epochs=args.num_train_epochs,
+        pool_steps=-(-num_micro_batches // geometry.accumulation),
+        max_steps=args.max_steps if args.max_steps > 0 else None,
+    )
+
+
+def check_quotas(settings: Settings, plan: SegmentPlan, pool: Pool, geometry: Geometry) -> None:
+    """Raise before anything is written when no decision could fill its quota."""
+    selector = settings.method.selector
+    if selector.follows_host or getattr(selector, "replacement", False) or getattr(selector, "serves_warmup", False):
+        return
+    first_updates = [plan.segment_at(step) for step in (0, plan.warmup_step) if step < plan.num_steps]
+    steps = max((segment.num_steps for segment in first_updates if not segment.is_warmup), default=0)
+    check_quota(steps * geometry.global_batch, int(pool.info.trainable_N.sum()))
+
+
+def unguided(settings: Settings, plan: SegmentPlan) -> str | None:
+    """A sentence when the run ends before the method has chosen anything, such as delta_loss with one update."""
+    note = getattr(settings.method.selector, "plan_note", None)
+    if note is None or plan.num_steps > 100_000:
+        return None
+    updates = [plan.progress(segment) for segment in plan.segments() if not segment.is_warmup]
+    if all(note(progress).get("decision") == "first (uniform)" for progress in updates):
+        return (
+            f"{settings.method.name} chooses nothing in this run: its first selection is uniform and none follows; "
+            "set update_times to 2 or more, or train longer"
+        )
+    return None
+
+
+def make_fingerprint(settings: Settings, pool: Pool, geometry: Geometry) -> dict[str, Any]:
+    """What makes two runs the same run: config, method, schedule, data and global batch."""
+    params = {name: value for name, value in settings.method.params.items() if name != "cache_dir"}
+    return {
+        **comparable(settings.config),
+        "method": settings.method.name,
+        "params": params,
+        "schedule": dict(vars(settings.schedule)),
+        "num_rows": len(pool),
+        "data": pool.digest,
+        "global_batch": geometry.global_batch,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    found = {"dataflex": __version__}
+    for package in ("numpy", "torch", "transformers", "accelerate", "peft", "trl", "llamafactory"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
