@@ -16,9 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from dataflex.algorithms.catalog import selector_class
 from dataflex.core.plan import Schedule
-from dataflex.train.curator import Method
+from dataflex.train.checkpoint import newest_complete_checkpoint
 from dataflex.train.indexed import SAMPLE_IDS
-from dataflex.train.mixin import Settings, dynamic, newest_complete_checkpoint
+from dataflex.train.mixin import dynamic
+from dataflex.train.settings import Method, Settings
 
 NUM_ROWS = 41  # a prime
 WITHOUT_LABELS = (0, 17, 40)
@@ -104,7 +105,7 @@ def main(output_dir: str, micro_batch: str, method: str) -> None:
         model=LlamaForCausalLM(config), args=args, train_dataset=Rows(), data_collator=collate, dataflex=settings
     )
     trainer.trained = []
-    trainer.train(newest_complete_checkpoint(output_dir))
+    trainer.train(newest_complete_checkpoint(output_dir, print))
     trainer.save_model()
     rank = trainer.args.process_index
     Path(output_dir, f"trained-{rank}.json").write_text(json.dumps(trainer.trained))

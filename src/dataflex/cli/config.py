@@ -55,6 +55,8 @@ def read_config(path: str, overrides: list[str]) -> RunConfig:
 def load_files(path: str, overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (the config with overrides applied, the overrides of ``component.``)."""
     config = _load_mapping(Path(path), "config")
+    if not config:
+        raise ConfigError(f"the config {path!r} is empty")
     for text in overrides:
         if "=" not in text or not text.split("=", 1)[0]:
             raise ConfigError(f"{text!r} is not an override; write key=value")
@@ -137,8 +139,11 @@ def find_components(path: Any) -> Path:
     given = Path(str(path))
     inside_package = Path(__file__).parent.parent / str(path).removeprefix("src/dataflex/")
     for candidate in (given, inside_package):
-        if candidate.is_file():
-            return candidate
+        try:
+            if candidate.is_file():
+                return candidate
+        except OSError:  # a name that the file system does not take
+            continue
     raise ConfigError(
         f"components_cfg_file {str(path)!r} does not exist, neither in the working directory nor in the package; "
         "correct the path, or leave the key out to use the presets of the package"
@@ -161,7 +166,7 @@ def read_preset(path: Path, name: Any, overrides: Mapping[str, Any], *, output_d
     listing = ", ".join(map(str, presets)) or "none"
     if name is None:
         raise ConfigError(f"component_name is missing; it must name a preset of {path}: {listing}")
-    if name not in presets:
+    if not isinstance(name, (str, int)) or name not in presets:
         raise ConfigError(
             f"component_name {name!r} is not in {path}{did_you_mean(str(name), map(str, presets))}; known: {listing}"
         )
@@ -208,8 +213,11 @@ def _load_mapping(path: Path, what: str) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise ConfigError(f"the {what} {str(path)!r} must end in .yaml, .yml or .json")
     try:
-        # OmegaConf reads 1e-4 as a number, as LLaMA-Factory does; plain YAML reads a string.
-        content = OmegaConf.to_container(OmegaConf.load(path))
+        if path.suffix == ".json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            # OmegaConf reads 1e-4 as a number, as LLaMA-Factory does; plain YAML reads a string.
+            content = OmegaConf.to_container(OmegaConf.load(path))
     except OSError as error:
         raise ConfigError(f"the {what} {str(path)!r} cannot be read: {error.strerror or error}") from error
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:

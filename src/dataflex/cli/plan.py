@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
 from dataflex.cli.config import RunConfig, check_host_keys, read_config
+from dataflex.cli.train import launch_number
 from dataflex.core.draw import check_quota
 from dataflex.core.errors import ConfigError
 from dataflex.core.order import Geometry, micro_batches_per_pass
@@ -55,10 +57,8 @@ def plan(path: str, overrides: list[str]) -> None:
 
 
 def _geometry(host: dict[str, Any], num_devices: int) -> Geometry:
-    env = os.environ
-    local = int(env.get("NPROC_PER_NODE", num_devices))
     return Geometry(
-        world_size=int(env.get("NNODES", "1")) * local,
+        world_size=launch_number("NNODES", 1) * launch_number("NPROC_PER_NODE", num_devices),
         accumulation=_number(host, "gradient_accumulation_steps", 1, whole=True),
         micro_batch=_number(host, "per_device_train_batch_size", 8, whole=True),
     )
@@ -148,7 +148,8 @@ def _scores(selector: Any, progress: Any) -> bool:
 
 def _number(host: dict[str, Any], key: str, default: float, *, whole: bool = False) -> Any:
     value = host.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or (whole and value != int(value)):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or (whole and value != int(value)):
         raise ConfigError(f"{key} is {value!r}; it must be a {'whole ' if whole else ''}number")
     return int(value) if whole else value
 
@@ -159,17 +160,19 @@ def pool_size(host: dict[str, Any]) -> PoolSize:
     Rows that LLaMA-Factory drops while it converts are counted here; nothing is tokenised.
     """
     names = host.get("dataset")
-    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names or [])
-    if not names:
+    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+    if not isinstance(names, list) or not names:
         raise ConfigError("dataset is missing; name a data set of dataset_info.json")
     directory = Path(str(host.get("dataset_dir", "data")))
     try:
         info = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return PoolSize(None, f"{directory / 'dataset_info.json'} cannot be read here ({type(error).__name__})")
+    if not isinstance(info, dict):
+        raise ConfigError(f"{directory / 'dataset_info.json'} holds no mapping of data set names")
     total = 0
     for name in names:
-        if name not in info:
+        if not isinstance(info.get(name) if isinstance(name, str) else None, dict):
             raise ConfigError(
                 f"data set {name!r} is not in {directory / 'dataset_info.json'}; known: {', '.join(info)}"
             )
@@ -177,7 +180,7 @@ def pool_size(host: dict[str, Any]) -> PoolSize:
         if info[name].get("num_samples"):  # LLaMA-Factory draws or repeats rows until it has this many
             total += _limited(host, info[name]["num_samples"])
             continue
-        if file_name is None or not (directory / file_name).is_file():
+        if not isinstance(file_name, str) or not (directory / file_name).is_file():
             return PoolSize(None, f"the rows of {name!r} are not in a file at hand")
         counted = _count_rows(directory / file_name)
         if counted is None:
@@ -187,6 +190,8 @@ def pool_size(host: dict[str, Any]) -> PoolSize:
         raise ConfigError(f"the data set {', '.join(names)} is empty")
     val_size = _number(host, "val_size", 0.0)
     held_out = int(val_size) if val_size > 1 else math.ceil(val_size * total)
+    if held_out >= total:
+        raise ConfigError(f"val_size is {val_size}, which leaves nothing of the {total} rows to train on")
     return PoolSize(total - held_out, "raw rows counted, before bad ones are dropped")
 
 
@@ -197,17 +202,19 @@ def _limited(host: dict[str, Any], num_rows: int) -> int:
 
 
 def _count_rows(path: Path) -> int | None:
-    if path.suffix == ".jsonl":
-        with open(path, "rb") as file:
-            return sum(1 for line in file if line.strip())
-    if path.suffix == ".json":
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:  # one object a line, under the other ending
-            return sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-        return len(content) if isinstance(content, list) else None
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return pq.read_metadata(path).num_rows
-    return None
+    """Rows of a .jsonl, .json or .parquet file; None for another format or a file that is not what its name says."""
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_metadata(path).num_rows
+        if path.suffix not in (".json", ".jsonl"):
+            return None
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    try:
+        content = json.loads(text) if path.suffix == ".json" else None
+    except (ValueError, RecursionError):  # one object a line, under the other ending
+        content = None
+    if content is None:
+        return sum(1 for line in text.splitlines() if line.strip())
+    return len(content) if isinstance(content, list) else None

@@ -55,22 +55,23 @@ def wants_torchrun(num_devices: int) -> bool:
 def torchrun_arguments(path: str, overrides: list[str], num_devices: int) -> list[str]:
     """Arguments of torchrun; NNODES, NODE_RANK, NPROC_PER_NODE, MASTER_ADDR and MASTER_PORT are honoured."""
     env = os.environ
-    rendezvous = (
-        ["--master-addr", env.get("MASTER_ADDR", "127.0.0.1"), "--master-port", env["MASTER_PORT"]]
-        if "MASTER_PORT" in env or ("MASTER_ADDR" in env and env.setdefault("MASTER_PORT", "29500"))
-        else ["--standalone"]  # one node, a free port
-    )
-    if int(env.get("NNODES", "1")) > 1 and rendezvous == ["--standalone"]:
+    nodes = launch_number("NNODES", 1)
+    if nodes > 1 and "MASTER_ADDR" not in env:
         raise DataFlexError(
-            "NNODES is above 1 but MASTER_ADDR is not set; set MASTER_ADDR and MASTER_PORT on every node"
+            f"NNODES is {nodes} but MASTER_ADDR is not set; set MASTER_ADDR and MASTER_PORT on every node"
         )
+    if "MASTER_ADDR" in env or "MASTER_PORT" in env:
+        address, port = env.get("MASTER_ADDR", "127.0.0.1"), str(launch_number("MASTER_PORT", 29500))
+        rendezvous = ["--master-addr", address, "--master-port", port]
+    else:
+        rendezvous = ["--standalone"]  # one node, a free port
     return [
         "--nnodes",
-        env.get("NNODES", "1"),
+        str(nodes),
         "--node-rank",
-        env.get("NODE_RANK", "0"),
+        str(launch_number("NODE_RANK", 0)),
         "--nproc-per-node",
-        env.get("NPROC_PER_NODE", str(num_devices)),
+        str(launch_number("NPROC_PER_NODE", num_devices)),
         *rendezvous,
         "--module",
         "dataflex.cli.main",
@@ -78,6 +79,15 @@ def torchrun_arguments(path: str, overrides: list[str], num_devices: int) -> lis
         path,
         *overrides,
     ]
+
+
+def launch_number(variable: str, default: int) -> int:
+    """A whole number from the environment."""
+    text = os.environ.get(variable, str(default))
+    try:
+        return int(text)
+    except ValueError as error:
+        raise DataFlexError(f"{variable} is {text!r}; it must be a whole number") from error
 
 
 def launch(path: str, overrides: list[str], num_devices: int) -> None:

@@ -25,8 +25,8 @@ class Ledger:
     """``<output_dir>/dataflex``: run.yaml, rows.parquet, ledger.jsonl, segments/ and signals/.
 
     A segment counts once its line is complete: arrays are on the disk before the line is, and the line is before a
-    step is trained on it. A later line of the same segment replaces an earlier one; a line of kind ``rollback``
-    cancels all segments from its ``from_segment`` on. Each line carries the sha256 of the line before it.
+    step is trained on it. A line of kind ``rollback`` cancels all segments from its ``from_segment`` on; only then can
+    they be recorded anew. Each line carries the sha256 of the line before it.
     """
 
     def __init__(self, output_dir: str | Path) -> None:
@@ -59,15 +59,13 @@ class Ledger:
         """All complete lines, oldest first; an unfinished last line (a kill while writing) does not count."""
         if not self.path.exists():
             return []
-        complete = self._complete_bytes().decode("utf-8", errors="replace").splitlines()
         lines = []
-        for number, text in enumerate(complete, start=1):
+        # Split at \n alone: str.splitlines would also split at characters that a path may hold.
+        for number, text in enumerate(self._complete_bytes().split(b"\n")[:-1], start=1):
             try:
                 line = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise LedgerError(
-                    f"line {number} of {self.path} is damaged ({error.msg}); restore it or start anew"
-                ) from error
+            except ValueError as error:  # of JSON or of UTF-8
+                raise LedgerError(f"line {number} of {self.path} is damaged; restore it or start anew") from error
             if not isinstance(line, dict) or "kind" not in line:
                 raise LedgerError(f"line {number} of {self.path} is damaged (no 'kind'); restore it or start anew")
             lines.append(line)
@@ -116,7 +114,12 @@ class Ledger:
             return "new"
         if overwrite:
             return "replace"
-        recorded = self.run().get("fingerprint", {})
+        recorded = self.run().get("fingerprint")
+        if not isinstance(recorded, dict):
+            raise LedgerError(
+                f"{self.root / 'run.yaml'} is damaged: it holds no fingerprint; choose another output_dir, or set "
+                "overwrite_output_dir: true to move the old record aside"
+            )
         if recorded != fingerprint:
             raise LedgerError(
                 f"{self.root.parent} holds another run: {differences(recorded, fingerprint)}; "
@@ -142,17 +145,35 @@ class Ledger:
         # Through JSON, so that one object in two places does not become a YAML anchor and its alias.
         plain = json.loads(json.dumps(dict(run)))
         text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        if yaml.safe_load(text) != plain:  # PyYAML loses a few line-end characters unless they are escaped
+            text = yaml.safe_dump(plain, sort_keys=False)
         write_atomic(self.root / "run.yaml", text.encode("utf-8"))
 
     def append(
         self, line: Mapping[str, Any], rows_Q: np.ndarray, columns_N: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
-        """Record one segment: arrays, then the line. Returns the line as written."""
+        """Record one segment: arrays, then the line. Returns the line as written.
+
+        Raises:
+            LedgerError: the segment is recorded already with other rows, or a column holds no numbers.
+        """
+        for name, values in columns_N.items():
+            if values.dtype.kind not in "biuf":
+                raise LedgerError(f"column {name!r} holds {values.dtype}; a signal column must hold numbers")
+        rows_Q = np.asarray(rows_Q, dtype=np.int64)
         sha256 = {"rows": array_digest({"row": rows_Q})}
+        if columns_N:
+            sha256["signals"] = array_digest(columns_N)
+        in_force = self.segments().get(line["segment"])
+        if in_force is not None:
+            if in_force["sha256"] == sha256:  # written by a process that was killed right after
+                return in_force
+            raise LedgerError(
+                f"segment {line['segment']} is in {self.path} with other rows; roll it back before recording it anew"
+            )
         rows_table = {"position": np.arange(len(rows_Q)), "row": rows_Q}
         write_atomic(self._array_path("segments", line["segment"]), parquet_bytes(rows_table))
         if columns_N:
-            sha256["signals"] = array_digest(columns_N)
             write_atomic(self._array_path("signals", line["segment"]), parquet_bytes(columns_N))
         return self._append({"kind": "segment", **line, "sha256": sha256})
 

@@ -70,15 +70,19 @@ def weights_digest(model: nn.Module) -> str | None:
 
 
 def _tensor_sums(tensor: torch.Tensor) -> tuple[int, int]:
-    """Sum of the tensor's bytes as integers, plain and weighted by position, modulo 2**64."""
-    flat = tensor.contiguous().view(-1)
+    """Sum of the tensor's words as integers, plain and weighted by a scramble of their position, modulo 2**64."""
+    flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).contiguous().view(-1)
     word = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
     words = flat.view(word) if flat.dtype != torch.bool else flat.to(torch.uint8)
     plain = weighted = 0
-    step = 1 << 22  # bounds the int64 copy to 32 MiB
+    step = 1 << 22  # bounds the int64 copies to 32 MiB each
     for start in range(0, words.numel(), step):
         chunk = words[start : start + step].to(torch.int64)
-        positions = torch.arange(start + 1, start + 1 + len(chunk), device=chunk.device)
+        position = torch.arange(start + 1, start + 1 + len(chunk), device=chunk.device)
+        # Not linear in the position: 1 + 4 = 2 + 3, so that a mask would have the sum of its mirror image.
+        weight = position * 0x9E3779B97F4A7C1
+        weight = (weight ^ (weight >> 29)) * 0x5851F42D4C957F2
+        weight = weight ^ (weight >> 32)
         plain += int(chunk.sum())
-        weighted += int((chunk * (positions * 2654435761 + 1)).sum())
+        weighted += int((chunk * weight).sum())
     return plain % 2**64, weighted % 2**64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +32,8 @@ def read_scores(path: str, num_rows: int, data_digest: str) -> np.ndarray:
         ids, scores = _read(Path(path), data_digest)
     except OSError as error:
         raise ConfigError(f"path {path!r} cannot be read ({error.strerror or error}); check the file name") from error
-    except (ValueError, pa.ArrowException) as error:
-        raise ConfigError(f"path {path!r} is not a list of rows or scores ({error})") from error
+    except (ValueError, EOFError, RecursionError, pa.ArrowException) as error:
+        raise ConfigError(f"path {path!r} is not a list of rows or scores ({' '.join(str(error).split())})") from error
     scores_N = np.full(num_rows, np.nan)
     if ids is None:
         if scores is None or len(scores) != num_rows:
@@ -56,16 +57,23 @@ def _read(path: Path, data_digest: str) -> tuple[np.ndarray | None, np.ndarray |
         made_for = (table.schema.metadata or {}).get(FINGERPRINT_KEY, data_digest.encode()).decode()
         if made_for != data_digest:
             raise ValueError(f"it was made for other data ({made_for[:12]}, this run has {data_digest[:12]})")
-        columns = {name: table[name].to_numpy() for name in ("row", "score") if name in table.column_names}
-        if not columns:
+        if not {"row", "score"} & set(table.column_names):
             raise ValueError(f"it has no column 'row' or 'score', only {', '.join(table.column_names)}")
-        return columns.get("row"), columns.get("score")
+        ids = _numbers(table["row"].to_numpy(), whole=True) if "row" in table.column_names else None
+        return ids, _numbers(table["score"].to_numpy()) if "score" in table.column_names else None
     if path.suffix == ".npy":
         values = np.load(path, allow_pickle=False)
     elif path.suffix == ".json":
         values = np.asarray(json.loads(path.read_text(encoding="utf-8")))
     else:
         raise ValueError(f"its ending is {path.suffix!r}; use .npy, .json or .parquet")
-    if values.ndim != 1 or values.dtype.kind not in "iuf":
-        raise ValueError(f"it holds {values.dtype} values of shape {values.shape}; one flat list of numbers is needed")
+    values = _numbers(values)
     return (None, values) if values.dtype.kind == "f" else (values.astype(np.int64), None)
+
+
+def _numbers(values: Any, *, whole: bool = False) -> np.ndarray:
+    """``values`` if it is one flat array of numbers (whole ones)."""
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in ("iu" if whole else "iuf"):
+        what = f"{values.dtype} values of shape {values.shape}" if isinstance(values, np.ndarray) else "an archive"
+        raise ValueError(f"it holds {what}; one flat list of {'whole ' if whole else ''}numbers is needed")
+    return values

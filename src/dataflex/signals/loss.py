@@ -52,6 +52,9 @@ class LossSignal:
     def measure(self, rows_B: np.ndarray) -> torch.Tensor:
         inputs = dict(self.to_device(dict(self.collate(self.features(rows_B)))))
         labels_BxT = inputs.pop("labels")
+        if (mask := inputs.get("attention_mask")) is not None and mask.dim() == 2:
+            # Left padding: what stands before a row's first token predicts nothing.
+            labels_BxT[:, 1:].masked_fill_(mask[:, :-1] == 0, IGNORE_INDEX)
         with_positions(inputs)
         if self._keeps_positions:
             # Logits of prompt positions are read by nobody: only positions that some row has a label at are computed.

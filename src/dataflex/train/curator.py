@@ -20,7 +20,7 @@ from dataflex.core.seeds import loader_seed, segment_rng
 from dataflex.core.segment import Progress, Segment
 from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.ledger import Ledger
-from dataflex.train.checkpoint import read_state, write_state
+from dataflex.train.checkpoint import STATE_FILE, read_state, write_state
 from dataflex.train.describe import describe, metrics, quantiles
 from dataflex.train.measure import Measured
 from dataflex.train.pool import Pool
@@ -224,7 +224,8 @@ class Curator:
             rng = segment_rng(self.seed, segment.index, "warmup")
             rows_Q = passes(self._scorable_N, quota, rng)
             columns_N = {name: values for name, values in signals.items() if name == "loss"}
-            return Selection(rows_Q=rows_Q, decision="warm-up", columns_N=columns_N)
+            # Shuffled already, a pass at a time; shuffling over passes would repeat rows before all were seen.
+            return Selection(rows_Q=rows_Q, decision="warm-up", ordered=True, columns_N=columns_N)
         rng = segment_rng(self.seed, segment.index, "select")
         selection, state = selector.select(self._state, signals, quota, progress, rng)
         self._state = dict(state)
@@ -233,7 +234,7 @@ class Curator:
     def _check(self, rows_Q: np.ndarray, quota: int, segment: Segment, *, host: bool) -> None:
         """Methods may come from other packages: what they return is checked before it is recorded."""
         wrong_size = len(rows_Q) > quota if host else len(rows_Q) != quota
-        if wrong_size or rows_Q.dtype.kind not in "iu":
+        if wrong_size or rows_Q.ndim != 1 or rows_Q.dtype.kind not in "iu":
             raise DataFlexError(
                 f"method {self.method.name} returned {len(rows_Q)} {rows_Q.dtype} rows for segment {segment.index}, "
                 f"whose quota is {quota} row numbers"
@@ -326,6 +327,11 @@ class Curator:
 
     def _restore(self, checkpoint: Path, fingerprint: Mapping[str, Any]) -> int:
         arrays, meta = read_state(checkpoint)
+        expected = {"step", "run_id", "fingerprint", "seconds"} <= meta.keys()
+        if not expected or not {"times_trained_N", "scorable_N"} <= arrays.keys():
+            raise ConfigError(
+                f"{checkpoint / STATE_FILE} is damaged: a part is missing; resume from another checkpoint"
+            )
         if meta["fingerprint"] != fingerprint:
             raise ConfigError(
                 f"{checkpoint} belongs to another run: {differences(meta['fingerprint'], dict(fingerprint))}; resume "

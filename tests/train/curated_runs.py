@@ -1,0 +1,126 @@
+"""A curator without a trainer: one rank, measured losses that are a formula, and a loop that trains by counting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataflex.algorithms.base import PoolInfo
+from dataflex.core.order import Geometry
+from dataflex.core.plan import Schedule, SegmentPlan
+from dataflex.ledger.ledger import Ledger
+from dataflex.train.curator import Curator
+from dataflex.train.measure import Measured
+from dataflex.train.pool import Pool
+from dataflex.train.settings import Method
+
+NUM_ROWS = 40
+WITHOUT_LABEL = (4, 17)
+FINGERPRINT = {"learning_rate": 1e-4, "data": "d"}
+GEOMETRY = Geometry(world_size=1, accumulation=2, micro_batch=2)
+SCHEDULE = Schedule(warmup_step=3, update_step=2, update_times=2)
+
+
+class OneRank:
+    rank, world_size, is_main, device = 0, 1, True, torch.device("cpu")
+
+    def from_main(self, work: Callable[[], Any]) -> Any:
+        return work()
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+def make_pool(num_rows: int = NUM_ROWS) -> Pool:
+    labels_N = np.arange(num_rows) % 7 + 1
+    labels_N[[row for row in WITHOUT_LABEL if row < num_rows]] = 0
+    return Pool(info=PoolInfo(num_tokens_N=labels_N + 5, num_label_tokens_N=labels_N), digest="d")
+
+
+def losses_at(step: int, num_rows: int = NUM_ROWS) -> np.ndarray:
+    """Every row falls at its own pace; rows without a label have no loss."""
+    rng = np.random.default_rng(0)
+    losses_N = 3 + rng.random(num_rows) - step * rng.random(num_rows) / 20
+    losses_N[[row for row in WITHOUT_LABEL if row < num_rows]] = np.nan
+    return losses_N.astype(np.float32)
+
+
+class Run:
+    """One process of a run in ``output_dir``; ``said``, ``logged`` and ``measured`` are what came out of it."""
+
+    def __init__(
+        self,
+        output_dir: Path,
+        selector: Any,
+        *,
+        losses: Callable[[int], np.ndarray] = losses_at,
+        schedule: Schedule = SCHEDULE,
+        num_epochs: float = 2,
+        pool: Pool | None = None,
+        seed: int = 7,
+    ) -> None:
+        self.said: list[str] = []
+        self.logged: list[dict[str, float]] = []
+        self.measured: list[int] = []
+        self.output_dir = output_dir
+        self.pool = pool or make_pool()
+        make = SegmentPlan.host if selector.follows_host else SegmentPlan.dynamic
+        self.plan = make(schedule, num_epochs=num_epochs, pool_steps=-(-len(self.pool) // GEOMETRY.global_batch))
+        self.ledger = Ledger(output_dir)
+
+        def measure(name: str, progress: Any) -> Measured:
+            assert name == "loss"
+            self.measured.append(progress.step)
+            cost = {"source": "measured", "num_rows": len(self.pool), "num_tokens": 1, "seconds": 0.0}
+            return Measured(values=losses(progress.step), cost=cost)
+
+        self.curator = Curator(
+            method=Method(name=type(selector).__name__, selector=selector),
+            plan=self.plan,
+            geometry=GEOMETRY,
+            pool=self.pool,
+            seed=seed,
+            ledger=self.ledger,
+            ranks=OneRank(),  # type: ignore[arg-type]
+            measure=measure,
+            host_order=lambda epoch: np.random.default_rng(epoch).permutation(len(self.pool)),
+            say=self.said.append,
+            log=self.logged.append,
+            versions={"numpy": "1"},
+        )
+
+    def begin(self, checkpoint: Path | None = None, fingerprint: dict[str, Any] | None = None, **options: Any) -> Run:
+        run = {"fingerprint": FINGERPRINT if fingerprint is None else fingerprint}
+        options = {"overwrite": False, **options}
+        self.curator.begin(
+            run, {"row": np.arange(len(self.pool))}, checkpoint=checkpoint and str(checkpoint), **options
+        )
+        return self
+
+    def train(self, step: int = 0, after_step: Callable[[int], Any] = lambda step: None) -> list[list[int]]:
+        """Rows of each optimizer step from ``step`` to the end."""
+        trained: list[list[int]] = []
+        while step < self.plan.num_steps:
+            for deal in self.curator.rest_of_epoch(step):
+                for start in range(0, len(deal.rows), GEOMETRY.global_batch):
+                    trained.append(deal.rows[start : start + GEOMETRY.global_batch].tolist())
+                    step += 1
+                    after_step(step)
+        return trained
+
+    def save(self, step: int) -> Path:
+        checkpoint = self.output_dir / f"checkpoint-{step}"
+        self.curator.save(checkpoint, step, FINGERPRINT)
+        return checkpoint
+
+
+def decisions(ledger: Ledger) -> list[tuple]:
+    """What each segment was decided to be, without times."""
+    keys = ("segment", "start", "stop", "cycle", "update", "decision", "window", "notes", "quantiles", "num_rows")
+    return [
+        (*(line[key] for key in keys), ledger.rows_of(line).tolist()) for _, line in sorted(ledger.segments().items())
+    ]
