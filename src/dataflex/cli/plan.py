@@ -42,6 +42,7 @@ def plan(path: str, overrides: list[str]) -> None:
     """
     config = read_config(path, overrides)
     from dataflex.integrations import llamafactory
+    from dataflex.train.settings import Method, unguided
 
     check_host_keys(config.host, llamafactory.known_keys())
     console = Console()
@@ -54,6 +55,9 @@ def plan(path: str, overrides: list[str]) -> None:
     run_plan = _segment_plan(config, geometry, pool)
     _print_segments(console, config, run_plan, geometry, pool)
     _print_cost(console, config, run_plan, geometry, pool)
+    warning = unguided(Method(name=config.method_name, selector=config.selector), run_plan)
+    if warning:
+        console.print(f"Note: {warning}.", highlight=False)
 
 
 def _geometry(host: dict[str, Any], num_devices: int) -> Geometry:

@@ -189,7 +189,7 @@ class DynamicDataMixin:
         unbounded = schedule.train_step or math.ceil(args.num_train_epochs * plan.steps_per_epoch)
         if plan.num_steps < unbounded:
             say(f"max_steps ends the run after {plan.num_steps} steps; the schedule has {unbounded}")
-        warning = unguided(self._dataflex, plan)
+        warning = unguided(self._dataflex.method, plan)
         if warning:
             say(warning)
 

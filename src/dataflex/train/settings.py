@@ -74,15 +74,15 @@ def check_quotas(settings: Settings, plan: SegmentPlan, pool: Pool, geometry: Ge
     check_quota(steps * geometry.global_batch, int(pool.info.trainable_N.sum()))
 
 
-def unguided(settings: Settings, plan: SegmentPlan) -> str | None:
+def unguided(method: Method, plan: SegmentPlan) -> str | None:
     """A sentence when the run ends before the method has chosen anything, such as delta_loss with one update."""
-    note = getattr(settings.method.selector, "plan_note", None)
+    note = getattr(method.selector, "plan_note", None)
     if note is None or plan.num_steps > 100_000:
         return None
     updates = [plan.progress(segment) for segment in plan.segments() if not segment.is_warmup]
     if all(note(progress).get("decision") == "first (uniform)" for progress in updates):
         return (
-            f"{settings.method.name} chooses nothing in this run: its first selection is uniform and none follows; "
+            f"{method.name} chooses nothing in this run: its first selection is uniform and none follows; "
             "set update_times to 2 or more, or train longer"
         )
     return None
