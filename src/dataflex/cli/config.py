@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ def load_files(path: str, overrides: list[str]) -> tuple[dict[str, Any], dict[st
         raise ConfigError(f"the overrides cannot be applied ({_line(error)}); write key=value") from error
     if not isinstance(merged, dict) or not isinstance(given, dict):
         raise ConfigError(f"{path} holds no mapping of keys to values")
-    component = merged.pop("component", None) or {}
+    component = merged.pop("component", None)
+    component = {} if component is None else component
     if not isinstance(component, dict):
         raise ConfigError(f"component is {component!r}; write component.params.NAME=value")
     return {str(key): value for key, value in merged.items()}, component
@@ -97,6 +99,8 @@ def split_config(config: dict[str, Any], component: Mapping[str, Any]) -> RunCon
         raise ConfigError("output_dir is missing; the run's record and checkpoints are written there")
     preset = read_preset(components_path, ours.get("component_name"), component, output_dir=output_dir)
     selector = build(selector_class(preset["name"]), preset["params"], where=f"component {ours['component_name']}: ")
+    if not callable(getattr(selector, "select", None)):
+        raise ConfigError(f"{preset['name']} is no selector: it has no method select")
     return RunConfig(
         host=host,
         train_type=train_type,
@@ -137,7 +141,7 @@ def find_components(path: Any) -> Path:
     if path is None:
         return PACKAGE_COMPONENTS
     given = Path(str(path))
-    inside_package = Path(__file__).parent.parent / str(path).removeprefix("src/dataflex/")
+    inside_package = Path(__file__).parent.parent / os.path.normpath(str(path)).removeprefix("src/dataflex/")
     for candidate in (given, inside_package):
         try:
             if candidate.is_file():

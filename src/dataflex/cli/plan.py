@@ -193,7 +193,7 @@ def pool_size(host: dict[str, Any]) -> PoolSize:
     if total == 0:
         raise ConfigError(f"the data set {', '.join(names)} is empty")
     val_size = _number(host, "val_size", 0.0)
-    held_out = int(val_size) if val_size > 1 else math.ceil(val_size * total)
+    held_out = int(val_size) if val_size >= 1 else math.ceil(val_size * total)
     if held_out >= total:
         raise ConfigError(f"val_size is {val_size}, which leaves nothing of the {total} rows to train on")
     return PoolSize(total - held_out, "raw rows counted, before bad ones are dropped")

@@ -79,10 +79,12 @@ def sweep(
         # [round][rank] -> batch; short of batches in the last round, begin again with the first.
         dealt = [[batches[(i * world_size + r) % len(batches)] for r in range(world_size)] for i in range(rounds)]
         width = max(sum(len(round_[r]) for round_ in dealt) for r in range(world_size))
-        measured = []
+        measured, done = [], 0
         for round_ in dealt:
             measured.append(signal.measure(round_[rank]))
-            advance(sum(len(batch) for batch in round_))
+            step = min(sum(len(batch) for batch in round_), len(rows) - done)  # rows measured twice count once
+            advance(step)
+            done += step
         ids = torch.full((width,), -1, dtype=torch.int64, device=device)
         values = torch.zeros((width, signal.num_columns), dtype=torch.float64, device=device)
         mine = np.concatenate([round_[rank] for round_ in dealt])

@@ -119,7 +119,9 @@ class Measurer:
         weights = weights_digest(self._trainer.accelerator.unwrap_model(self._trainer.model))
         if weights is None:
             return None
-        precision = f"{self._trainer.model.dtype}, autocast {self._trainer.accelerator.mixed_precision}"
+        precision = (
+            f"{getattr(self._trainer.model, 'dtype', None)}, autocast {self._trainer.accelerator.mixed_precision}"
+        )
         return {
             "signal": "loss",
             "weights": weights,
