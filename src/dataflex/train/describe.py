@@ -13,6 +13,8 @@ def describe(line: Mapping[str, Any]) -> str:
     notes, window, scoring = line["notes"], line["window"], line["scoring"]
     again = "as recorded before the interruption, " if line.get("as_recorded") else ""
     parts = [f"{again}steps {line['start']}-{line['stop']}: {line['decision']}, {line['num_rows']} samples"]
+    if line["num_distinct_rows"] < line["num_rows"]:
+        parts.append(f"{line['num_distinct_rows']} of them distinct")
     if window:
         parts.append(
             f"window {window['start_share']:.3f}-{window['end_share']:.3f} of {notes.get('num_scored')} ranked"
