@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-# For its doctests pytest would import this file once more, under the name that all conftests share.
-collect_ignore = ["conftest.py"]
-
 pytest.register_assert_rewrite("cli_configs")
 
 LAUNCH_VARIABLES = ("NNODES", "NODE_RANK", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT", "FORCE_TORCHRUN", "RANK")

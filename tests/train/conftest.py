@@ -4,9 +4,6 @@ import os
 
 import pytest
 
-# For its doctests pytest would import this file once more, under the name that all conftests share.
-collect_ignore = ["conftest.py"]
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest.register_assert_rewrite("curated_runs")
