@@ -222,7 +222,7 @@ def test_table_the_short_recipe_has_its_only_guided_window_over_the_least_improv
     note = DeltaLoss().plan_note(progress)
     assert note["decision"] == "guided"
     assert note["window_shares"] == pytest.approx((0.7946, 0.9946), abs=5e-5)
-    assert DeltaLoss().plan_note(at(0, 2))["decision"] == "first"
+    assert DeltaLoss().plan_note(at(0, 2))["decision"] == "first (uniform)"
 
 
 def test_table_the_baseline_of_the_first_selection_is_measured_there_and_not_in_the_warmup():

@@ -69,8 +69,10 @@ def test_the_length_of_a_dynamic_run_is_what_the_contract_says(schedule, length)
 def test_a_host_plan_cuts_every_pass_over_the_pool_alike_and_ignores_warmup_and_updates(schedule, length):
     plan = SegmentPlan.host(schedule, **length)
     pool = length["pool_steps"]
-    own_steps = math.ceil(length["num_epochs"] * pool)
-    assert plan.num_steps == (own_steps if length["max_steps"] is None else length["max_steps"])
+    if schedule.train_step:
+        assert plan.num_steps == min(schedule.train_step, length["max_steps"] or schedule.train_step)
+    else:  # the host's own length: max_steps alone, where it is given
+        assert plan.num_steps == (length["max_steps"] or math.ceil(length["num_epochs"] * pool))
     wanted = []
     for start in range(0, plan.num_steps, pool):
         end = min(start + pool, plan.num_steps)

@@ -16,7 +16,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from dataflex.algorithms.catalog import selector_class
 from dataflex.core.plan import Schedule
-from dataflex.train.checkpoint import newest_complete_checkpoint
 from dataflex.train.indexed import SAMPLE_IDS
 from dataflex.train.mixin import dynamic
 from dataflex.train.settings import Method, Settings
@@ -105,7 +104,7 @@ def main(output_dir: str, micro_batch: str, method: str) -> None:
         model=LlamaForCausalLM(config), args=args, train_dataset=Rows(), data_collator=collate, dataflex=settings
     )
     trainer.trained = []
-    trainer.train(newest_complete_checkpoint(output_dir, print))
+    trainer.train(bool(list(Path(output_dir).glob("checkpoint-*"))))
     trainer.save_model()
     rank = trainer.args.process_index
     Path(output_dir, f"trained-{rank}.json").write_text(json.dumps(trainer.trained))

@@ -19,6 +19,7 @@ def a_line(**changes: Any) -> dict[str, Any]:
         "stop": 30,
         "decision": "guided",
         "num_rows": 40,
+        "num_distinct_rows": 40,
         "window": {"start": 8, "end": 12, "start_share": 0.4, "end_share": 0.6},
         "notes": {"num_scored": 20, "num_unscored": 3, "num_improved": 15, "num_from_window": 30},
         "scoring": {"source": "measured", "num_rows": 20, "num_tokens": 12345, "seconds": 1.25},
@@ -95,3 +96,8 @@ def test_a_line_with_numbers_that_are_none_is_still_a_line() -> None:
     line = a_line(window=window, notes={"num_scored": 0}, quantiles={}, share_of_run=math.nan)
     assert "\n" not in describe(line)
     assert math.isnan(metrics(line)["dataflex/window_start"])
+
+
+def test_rows_that_repeat_are_counted() -> None:
+    assert "40 samples | 31 of them distinct" in describe(a_line(num_distinct_rows=31))
+    assert "distinct" not in describe(a_line())

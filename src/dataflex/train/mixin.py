@@ -134,6 +134,10 @@ class DynamicDataMixin:
             checkpoint = self.curator.ranks.from_main(
                 lambda: newest_complete_checkpoint(trainer_args.output_dir, self._ledger.run_id(), say)
             )
+        if resume_from_checkpoint is True and checkpoint is None:
+            raise DataFlexError(
+                f"{trainer_args.output_dir} holds no complete checkpoint of this run; remove resume_from_checkpoint: true"
+            )
         curator = self.curator
         if checkpoint and self._micro_batches() % curator.geometry.accumulation and not hasattr(Trainer, "_run_epoch"):
             raise DataFlexError(
