@@ -136,7 +136,7 @@ class DynamicDataMixin:
             )
         if resume_from_checkpoint is True and checkpoint is None:
             raise DataFlexError(
-                f"{trainer_args.output_dir} holds no complete checkpoint of this run; remove resume_from_checkpoint: true"
+                f"{trainer_args.output_dir} holds no complete checkpoint of this run; remove resume_from_checkpoint"
             )
         curator = self.curator
         if checkpoint and self._micro_batches() % curator.geometry.accumulation and not hasattr(Trainer, "_run_epoch"):
