@@ -11,7 +11,6 @@ from tiny_models import (
     MODELS,
     NEVER_SCORED,
     VOCAB,
-    WithoutLogitsToKeep,
     collate,
     losses_one_by_one,
     make_model,
@@ -20,7 +19,7 @@ from tiny_models import (
     signal_of,
 )
 
-from dataflex.signals import loss as loss_module
+from dataflex.signals.head import LabelHead
 from dataflex.signals.loss import LossSignal, loss_sums, mean_losses, with_positions
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -38,25 +37,29 @@ def gpt2():
     return make_model("gpt2")
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(("side", "fast"), [("right", False), ("left", False), ("right", True)])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_row_has_the_loss_that_the_model_gives_it_alone(name: str, side: str) -> None:
+def test_every_row_has_the_loss_that_the_model_gives_it_alone(name: str, side: str, fast: bool) -> None:
     model = make_model(name)
     wanted = losses_one_by_one(model, ROWS)
     assert np.isnan(wanted).nonzero()[0].tolist() == list(NEVER_SCORED)
     assert np.nanstd(wanted) > 0.05, "rows that all have the same loss would prove nothing"
-    found = measured_losses(model, ROWS, side=side)
+    found = measured_losses(model, ROWS, side=side, fast=fast)  # fast: asserted to have been taken
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "mixtral"])
 @pytest.mark.parametrize("batch_tokens", [1, 64, 100_000])
-@pytest.mark.parametrize(("side", "multiple"), [("right", 1), ("left", 1), ("right", 8), ("left", 64)])
-def test_batch_size_and_padding_change_nothing(name: str, batch_tokens: int, side: str, multiple: int) -> None:
+@pytest.mark.parametrize(
+    ("side", "multiple", "fast"), [("right", 1, False), ("left", 1, False), ("left", 64, False), ("right", 8, True)]
+)
+def test_batch_size_and_padding_change_nothing(
+    name: str, batch_tokens: int, side: str, multiple: int, fast: bool
+) -> None:
     model = make_model(name)
     alone = measured_losses(model, ROWS, batch_tokens=1)
-    found = measured_losses(model, ROWS, batch_tokens=batch_tokens, side=side, multiple=multiple)
+    found = measured_losses(model, ROWS, batch_tokens=batch_tokens, side=side, multiple=multiple, fast=fast)
     np.testing.assert_allclose(found, alone, **CLOSE)
 
 
@@ -73,30 +76,110 @@ def test_the_order_of_the_rows_changes_nothing(llama, side: str) -> None:
 def test_a_row_does_not_know_its_batch_mates(gpt2, side: str) -> None:
     signal = signal_of(gpt2, ROWS, side=side)
     with torch.no_grad():
-        alone = signal.measure(np.array([0]))[0]
+        alone = signal.measure(signal.prepare(np.array([0])))[0]
         for mate in range(1, len(ROWS)):
-            together = signal.measure(np.array([mate, 0]))
+            together = signal.measure(signal.prepare(np.array([mate, 0])))
             torch.testing.assert_close(together[1], alone, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "cohere"])
-def test_computing_all_logits_or_only_those_with_a_label_is_the_same(name: str, side: str) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_the_fast_path_sends_only_label_positions_through_the_head(name: str) -> None:
     model = make_model(name)
-    seen: list[torch.Size] = []
-    handle = model.get_output_embeddings().register_forward_hook(lambda _, __, output: seen.append(output.shape))
-    kept = measured_losses(model, ROWS, side=side)
-    positions_kept = sum(shape[1] for shape in seen)
-    seen.clear()
-    everything = measured_losses(WithoutLogitsToKeep(model), ROWS, side=side)
+    signal, rows = signal_of(model, ROWS), np.array([1, 3, 6])
+    num_labels = sum(label != -100 for row in rows for label in ROWS[row]["labels"][1:])
+    with torch.no_grad(), signal.engaged(rows) as why_not:
+        assert why_not is None
+        seen: list[int] = []
+        head = LabelHead(model)._head
+        assert head is not None
+        handle = head.register_forward_hook(lambda _, __, output: seen.append(output.shape[:-1].numel()))
+        signal.measure(signal.prepare(rows))
+        handle.remove()
+    assert sum(seen) == num_labels + len(rows), "and one position of each row, for the model's own logits"
+
+
+def test_the_logits_held_at_a_time_are_bounded(llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataflex.signals.head.CHUNK_ELEMENTS", 16 * llama.config.vocab_size)
+    whole = measured_losses(llama, ROWS)
+    sizes: list[int] = []
+    handle = llama.lm_head.register_forward_hook(lambda _, __, output: sizes.append(output.shape[:-1].numel()))
+    chunked = measured_losses(llama, ROWS, batch_tokens=100_000, fast=True)
     handle.remove()
-    np.testing.assert_allclose(kept, everything, **CLOSE)
-    assert positions_kept < sum(shape[1] for shape in seen), "prompt positions need no logits"
+    np.testing.assert_allclose(chunked, whole, **CLOSE)
+    assert max(sizes[4:]) <= 16, "after the check on full logits"
+
+
+def test_a_model_that_changes_its_logits_unseen_is_measured_the_plain_way(llama) -> None:
+    class Unknown(torch.nn.Module):
+        config = llama.config
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = llama
+
+        def get_output_embeddings(self):
+            return self.inner.lm_head
+
+        def forward(self, **inputs):
+            output = self.inner(**inputs)
+            output.logits = output.logits * 1.5  # nothing in the config tells
+            return output
+
+    model = Unknown()
+    signal = signal_of(model, ROWS)
+    with torch.no_grad(), signal.engaged(np.array([1, 3, 6])) as why_not:
+        assert "differs from the model's own logits" in why_not
+        assert not signal.is_fast
+        values = signal.measure(signal.prepare(np.array([1])))
+        ids = torch.tensor([ROWS[1]["input_ids"]])
+        log_probabilities = model(input_ids=ids).logits.log_softmax(-1)
+    wanted = -sum(float(log_probabilities[0, p - 1, t]) for p, t in enumerate(ROWS[1]["labels"]) if p and t != -100)
+    assert float(values[0, 0]) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("extra", [{"images": ["x.png"]}, {"labels": None}], ids=["an image", "no labels"])
+def test_rows_that_are_more_than_text_are_measured_the_plain_way(llama, extra: dict) -> None:
+    rows = [{k: v for k, v in {**row, **extra}.items() if v is not None} for row in ROWS]
+    signal = LossSignal(
+        model=llama,
+        features=lambda rows_B: [dict(rows[row]) for row in rows_B],
+        collate=lambda features: collate([{**ROWS[1], "input_ids": f["input_ids"]} for f in features[:1]]),
+        to_device=lambda batch: batch,
+        autocast=nullcontext,
+    )
+    with signal.engaged(np.array([1])) as why_not:
+        assert why_not == "rows are more than tokens and labels"
+
+
+def test_a_row_with_masked_tokens_keeps_its_mask(llama) -> None:
+    masked = {**ROWS[6], "attention_mask": [0, 0] + [1] * (len(ROWS[6]["input_ids"]) - 2)}
+    signal = LossSignal(
+        model=llama,
+        features=lambda rows_B: [dict(masked if row == 0 else ROWS[row]) for row in rows_B],
+        collate=lambda fs: {**collate(fs), **({"attention_mask": _masks(fs)} if "attention_mask" in fs[0] else {})},
+        to_device=lambda batch: batch,
+        autocast=nullcontext,
+    )
+    with torch.no_grad(), signal.engaged(np.array([1, 3])) as why_not:
+        assert why_not is None
+        assert "attention_mask" in signal.prepare(np.array([0]))
+        assert "attention_mask" not in signal.prepare(np.array([1, 3]))
+
+
+def _masks(features: list[dict]) -> torch.Tensor:
+    return torch.tensor([feature["attention_mask"] for feature in features])
+
+
+def test_half_precision_agrees_with_full_precision_to_two_percent() -> None:
+    model = make_model("llama")
+    exact = measured_losses(model, ROWS)
+    half = measured_losses(model.to(torch.bfloat16), ROWS, fast=True)
+    np.testing.assert_allclose(half, exact, rtol=2e-2, equal_nan=True)
 
 
 def test_a_batch_without_any_predicted_label_is_counted_zero(llama) -> None:
     with torch.no_grad():
-        values = signal_of(llama, ROWS).measure(np.array(NEVER_SCORED))
+        values = (s := signal_of(llama, ROWS)).measure(s.prepare(np.array(NEVER_SCORED)))
     assert values.tolist() == [[0.0, 0.0]] * 3
     assert values.dtype == torch.float64
 
@@ -124,14 +207,14 @@ def test_a_sum_that_is_not_finite_is_a_loss_that_is_nan(value: float) -> None:
     assert losses_N.dtype == np.float32
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
+@pytest.mark.parametrize("chunk", [1, 17, 1000])  # 16 positions at least
 def test_sums_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 11, VOCAB, generator=generator)
     targets = torch.randint(0, VOCAB, (4, 11), generator=generator)
     targets[torch.rand(4, 11, generator=generator) < 0.4] = -100
     targets[2] = -100
-    monkeypatch.setattr(loss_module, "CHUNK", chunk)
+    monkeypatch.setattr("dataflex.signals.head.CHUNK_ELEMENTS", chunk * VOCAB)
     values = loss_sums(logits, targets)
     log_probabilities = logits.double().log_softmax(-1)
     for sample in range(4):
@@ -175,7 +258,7 @@ def test_the_collators_batch_is_not_changed_and_further_inputs_reach_the_model(l
         model=Spy(), features=lambda rows: [], collate=lambda f: batch, to_device=dict, autocast=nullcontext
     )
     with torch.no_grad():
-        signal.measure(np.array([0, 1]))
+        signal.measure(signal.prepare(np.array([0, 1])))
     assert set(batch) == before
     assert "token_type_ids" in seen
     assert seen["use_cache"] is False
@@ -191,13 +274,13 @@ def test_the_hosts_autocast_is_around_the_forward(llama) -> None:
         autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     )
     with torch.no_grad():
-        low = signal.measure(np.array([1, 3]))
-        exact = signal_of(llama, ROWS).measure(np.array([1, 3]))
+        low = signal.measure(signal.prepare(np.array([1, 3])))
+        exact = (s := signal_of(llama, ROWS)).measure(s.prepare(np.array([1, 3])))
     assert not torch.equal(low, exact)
     torch.testing.assert_close(low, exact, rtol=0.05, atol=0.1)
 
 
-def test_a_wrapped_model_is_looked_into_for_logits_to_keep(llama) -> None:
+def test_a_wrapped_model_is_looked_into_for_its_head(llama) -> None:
     class Wrapper(torch.nn.Module):  # as DistributedDataParallel and DeepSpeed do it
         def __init__(self, module):
             super().__init__()
@@ -206,11 +289,5 @@ def test_a_wrapped_model_is_looked_into_for_logits_to_keep(llama) -> None:
         def forward(self, *args, **kwargs):
             return self.module(*args, **kwargs)
 
-    seen: list[int] = []
-    handle = llama.lm_head.register_forward_hook(lambda _, __, output: seen.append(output.shape[1]))
-    with torch.no_grad():
-        wrapped = signal_of(Wrapper(Wrapper(llama)), ROWS).measure(np.array([1]))
-        plain = signal_of(llama, ROWS).measure(np.array([1]))
-    handle.remove()
-    assert torch.equal(wrapped, plain)
-    assert seen == [5, 5]
+    wrapped = measured_losses(Wrapper(Wrapper(llama)), ROWS, fast=True)
+    np.testing.assert_array_equal(wrapped, measured_losses(llama, ROWS, fast=True))

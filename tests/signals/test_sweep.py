@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import make_model, make_rows, signal_of
 
-from dataflex.signals.sweep import Sweep, batches_by_length, sweep
+from dataflex.core.errors import DataFlexError
+from dataflex.signals.sweep import CANDIDATES, Collective, Sweep, batches_by_length, sweep
 
 CPU = torch.device("cpu")
 
@@ -24,6 +25,9 @@ class Fingerprints:
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+
+    def prepare(self, rows_B: np.ndarray) -> np.ndarray:
+        return rows_B
 
     def measure(self, rows_B: np.ndarray) -> torch.Tensor:
         self.batches.append(rows_B.tolist())
@@ -63,10 +67,7 @@ def on_ranks(world_size: int, make_signal, lengths_N, rows, batch_tokens) -> tup
                     signals[rank],
                     lengths_N,
                     rows,
-                    device=CPU,
-                    rank=rank,
-                    world_size=world_size,
-                    gather=ranks.gather(rank),
+                    ranks=Collective(device=CPU, rank=rank, world_size=world_size, gather=ranks.gather(rank)),
                     batch_tokens=batch_tokens,
                 )
         except BaseException as error:
@@ -132,7 +133,14 @@ def test_no_rows_is_no_forward(world_size: int) -> None:
 
 def test_the_progress_adds_up_to_the_rows() -> None:
     done: list[int] = []
-    sweep(Fingerprints(), np.full(23, 5), np.arange(23), device=CPU, batch_tokens=20, advance=done.append)
+    sweep(
+        Fingerprints(),
+        np.full(23, 5),
+        np.arange(23),
+        ranks=Collective(device=CPU),
+        batch_tokens=20,
+        advance=done.append,
+    )
     assert sum(done) == 23
     assert len(done) == 6
 
@@ -164,3 +172,88 @@ def test_batches_depend_on_which_rows_not_on_their_order(lengths, random) -> Non
     random.shuffle(shuffled)
     one, other = (batches_by_length(np.array(lengths), np.array(r), 20) for r in (range(len(lengths)), shuffled))
     assert [b.tolist() for b in one] == [b.tolist() for b in other]
+
+
+class NeedsMemory(Fingerprints):
+    """Runs out of memory above so many padded tokens, as a device does."""
+
+    def __init__(self, lengths_N: np.ndarray, capacity: int) -> None:
+        super().__init__()
+        self.lengths_N, self.capacity = lengths_N, capacity
+
+    def measure(self, rows_B: np.ndarray) -> torch.Tensor:
+        if len(rows_B) * self.lengths_N[rows_B].max() > self.capacity:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().measure(rows_B)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_after_memory_ran_out_the_pass_goes_on_with_smaller_batches_and_says_so(world_size: int) -> None:
+    lengths_N = np.random.default_rng(1).integers(5, 30, 61)
+    results, _ = on_ranks(world_size, lambda: NeedsMemory(lengths_N, 100), lengths_N, np.arange(61), 400)
+    for result in results:
+        assert result.values_NxC[:, 0].tolist() == list(range(61))
+        assert result.batch_tokens <= 200
+    assert sum(result.num_out_of_memory for result in results) > 0
+    assert len({result.batch_tokens for result in results}) == 1, "the ranks agree on what to go on with"
+
+
+def test_a_size_that_did_not_fit_is_not_tried_again() -> None:
+    lengths_N = np.full(64, 10)
+    result = sweep(
+        NeedsMemory(lengths_N, 100), lengths_N, np.arange(64), ranks=Collective(device=CPU), batch_tokens=160
+    )
+    assert result.num_out_of_memory == 1
+
+
+def test_a_row_that_does_not_fit_alone_is_one_sentence() -> None:
+    lengths_N = np.array([10, 200])
+    with pytest.raises(DataFlexError, match="a scoring batch of 200 tokens does not fit into memory; lower cutoff_len"):
+        sweep(NeedsMemory(lengths_N, 100), lengths_N, np.arange(2), ranks=Collective(device=CPU), batch_tokens=400)
+
+
+def test_sharded_ranks_do_not_split_on_their_own() -> None:
+    """One rank would run more forwards than the others, who wait for it."""
+    lengths_N = np.full(64, 10)
+    ranks = Collective(device=CPU, sharded=True)
+    with pytest.raises(DataFlexError, match="set score_batch_tokens below 160"):
+        sweep(NeedsMemory(lengths_N, 100), lengths_N, np.arange(64), ranks=ranks, batch_tokens=160)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_calibration_measures_every_row_and_all_ranks_choose_the_same(world_size: int) -> None:
+    lengths_N = np.random.default_rng(2).integers(5, 120, 331)
+    results, signals = on_ranks(world_size, Fingerprints, lengths_N, np.arange(331), None)
+    for result in results:
+        assert result.values_NxC[:, 0].tolist() == list(range(331))
+    assert len({result.batch_tokens for result in results}) == 1
+    assert results[0].batch_tokens in CANDIDATES["cpu"]
+    assert len({len(signal.batches) for signal in signals}) == 1, "as many forwards on every rank"
+
+
+def test_calibration_of_a_pool_smaller_than_a_batch() -> None:
+    for num_rows in (1, 2, 3):
+        lengths_N = np.full(num_rows, 40)
+        result = sweep(Fingerprints(), lengths_N, np.arange(num_rows), ranks=Collective(device=CPU))
+        assert result.values_NxC[:, 0].tolist() == list(range(num_rows))
+
+
+def test_the_next_batch_is_prepared_while_one_is_measured() -> None:
+    events: list[str] = []
+    measuring = threading.Event()
+
+    class Slow(Fingerprints):
+        def prepare(self, rows_B):
+            if events:
+                assert measuring.wait(60), "the second batch is prepared although the first is not done"
+            events.append("prepared")
+            return rows_B
+
+        def measure(self, rows_B):
+            measuring.set()
+            while events.count("prepared") < 2:
+                pass
+            return super().measure(rows_B)
+
+    sweep(Slow(), np.full(4, 10), np.arange(4), ranks=Collective(device=CPU), batch_tokens=20)
+    assert events == ["prepared", "prepared"]

@@ -12,7 +12,7 @@ import transformers as hf
 from torch import nn
 
 from dataflex.signals.loss import LossSignal, mean_losses
-from dataflex.signals.sweep import sweep
+from dataflex.signals.sweep import Collective, sweep
 
 VOCAB = 64
 PAD = 0
@@ -78,19 +78,6 @@ def make_model(name: str) -> nn.Module:
     return MODELS[name]().eval()
 
 
-class WithoutLogitsToKeep(nn.Module):
-    """A model that knows no ``logits_to_keep`` and therefore returns the logits of all positions."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.inner = model
-
-    def forward(self, input_ids, attention_mask=None, position_ids=None, use_cache=None):
-        return self.inner(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache
-        )
-
-
 Row = dict[str, list[int]]
 
 # (tokens, label tokens at the end): from one token to sixty, with prompts of every length.
@@ -147,17 +134,21 @@ def signal_of(model: nn.Module, rows: Sequence[Row], **collate_options: Any) -> 
     )
 
 
-def measured_losses(model: nn.Module, rows: Sequence[Row], *, batch_tokens: int = 512, **options: Any) -> np.ndarray:
+def measured_losses(
+    model: nn.Module, rows: Sequence[Row], *, batch_tokens: int | None = 512, fast: bool = False, **options: Any
+) -> np.ndarray:
     """Mean losses of all rows by the code under test."""
     lengths_N = np.array([len(row["input_ids"]) for row in rows])
     with torch.no_grad():
-        result = sweep(
-            signal_of(model, rows, **options),
-            lengths_N,
-            np.arange(len(rows)),
-            device=torch.device("cpu"),
-            batch_tokens=batch_tokens,
-        )
+        signal, every = signal_of(model, rows, **options), np.arange(len(rows))
+        ranks = Collective(device=torch.device("cpu"))
+        if not fast:
+            result = sweep(signal, lengths_N, every, ranks=ranks, batch_tokens=batch_tokens)
+        else:
+            with signal.engaged(np.argsort(lengths_N)[-3:]) as why_not:
+                assert why_not is None, why_not
+                assert signal.is_fast
+                result = sweep(signal, lengths_N, every, ranks=ranks, batch_tokens=batch_tokens)
     return mean_losses(result.values_NxC)
 
 

@@ -23,7 +23,7 @@ from dataflex.core.plan import Schedule
 TRAIN_TYPES = ("static", "dynamic_select")
 LATER_TRAIN_TYPES = ("dynamic_mix", "dynamic_weight", "dynamic_reorder")
 SCHEDULE_KEYS = tuple(field.name for field in dataclasses.fields(Schedule))
-OUR_KEYS = ("train_type", "components_cfg_file", "component_name", *SCHEDULE_KEYS)
+OUR_KEYS = ("train_type", "components_cfg_file", "component_name", "score_batch_tokens", *SCHEDULE_KEYS)
 PACKAGE_COMPONENTS = Path(__file__).parent.parent / "configs" / "components.yaml"
 COMPONENT_KINDS = ("selectors", "mixers", "weighters", "orders")
 
@@ -38,6 +38,7 @@ class RunConfig:
     method_name: str = ""
     selector: Any = None
     schedule: Schedule | None = None
+    score_batch_tokens: int | None = None
 
     @property
     def is_dynamic(self) -> bool:
@@ -93,6 +94,9 @@ def split_config(config: dict[str, Any], component: Mapping[str, Any]) -> RunCon
     if train_type == "static":
         return RunConfig(host=host, train_type=train_type, resolved=dict(config))
     schedule = build(Schedule, {key: ours[key] for key in SCHEDULE_KEYS if key in ours}, where="")
+    batch_tokens = _checked("score_batch_tokens", ours.get("score_batch_tokens"), int | None)
+    if batch_tokens is not None and batch_tokens < 1:
+        raise ConfigError(f"score_batch_tokens is {batch_tokens}; it must be at least 1")
     components_path = find_components(ours.get("components_cfg_file"))
     output_dir = str(host.get("output_dir") or "")
     if not output_dir:
@@ -108,6 +112,7 @@ def split_config(config: dict[str, Any], component: Mapping[str, Any]) -> RunCon
         method_name=preset["name"],
         selector=selector,
         schedule=schedule,
+        score_batch_tokens=batch_tokens,
     )
 
 

@@ -37,6 +37,7 @@ def _train_dynamic(config: RunConfig) -> None:
     settings = Settings(
         method=Method(name=config.method_name, selector=config.selector),
         schedule=config.schedule,
+        score_batch_tokens=config.score_batch_tokens,
         config=config.resolved,
     )
     trainer = llamafactory.run_dynamic(config.host, settings)

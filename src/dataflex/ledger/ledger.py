@@ -142,12 +142,19 @@ class Ledger:
         for directory in ("segments", "signals"):
             (self.root / directory).mkdir(parents=True, exist_ok=True)
         write_atomic(self.root / "rows.parquet", parquet_bytes(rows))
+        self._write_run(run)
+
+    def _write_run(self, run: Mapping[str, Any]) -> None:
         # Through JSON, so that one object in two places does not become a YAML anchor and its alias.
         plain = json.loads(json.dumps(dict(run)))
         text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
         if yaml.safe_load(text) != plain:  # PyYAML loses a few line-end characters unless they are escaped
             text = yaml.safe_dump(plain, sort_keys=False)
         write_atomic(self.root / "run.yaml", text.encode("utf-8"))
+
+    def update_run(self, values: Mapping[str, Any]) -> None:
+        """Add values to run.yaml, such as a batch size that was calibrated."""
+        self._write_run({**self.run(), **values})
 
     def append(
         self, line: Mapping[str, Any], rows_Q: np.ndarray, columns_N: Mapping[str, np.ndarray]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +16,12 @@ class Signal(Protocol):
 
     num_columns: int
 
-    def measure(self, rows_B: np.ndarray) -> torch.Tensor:
-        """Return one row of numbers per sample, float64, shape (B, num_columns), on the model's device."""
+    def prepare(self, rows_B: np.ndarray) -> Any:
+        """Collate a batch on the host; runs while the batch before it is measured."""
+        ...
+
+    def measure(self, batch: Any) -> torch.Tensor:
+        """Return one row of numbers per sample of a prepared batch, float64, shape (B, num_columns), on the device."""
         ...
 
 

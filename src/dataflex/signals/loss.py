@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-IGNORE_INDEX = -100
-# Label positions whose logits are upcast to fp32 at a time: bounds the extra memory to CHUNK x vocabulary.
-CHUNK = 1024
+from dataflex.signals.head import IGNORE_INDEX, LabelHead, chunks, negative_log_likelihood
+
+# Agreement of the fast path with the model's own logits, relative: fp32, and half precision, where the fast path
+# upcasts before scaling and the model after.
+TOLERANCE_FP32, TOLERANCE_HALF = 1e-4, 2e-2
+TEXT_KEYS = {"input_ids", "attention_mask", "labels"}
 
 
 class LossSignal:
     """Sum of the label tokens' negative log-likelihoods (fp32) and their number, for each sample.
 
-    ``loss_sum_i = -sum_t log p(label_it | tokens before t)``, over the labels that are not ``IGNORE_INDEX``. The
-    host's own collator and autocast are used, so that the model sees what it is trained on; padding and batch mates
-    change nothing beyond the order of summation.
+    ``loss_sum_i = -sum_t log p(label_it | tokens before t)``, over the labels that are not ``IGNORE_INDEX``.
+
+    Two ways lead there. The *plain* one asks the host's collator for a batch and the model for its logits. The *fast*
+    one pads plain text on the right, so that no mask is needed (a causal model never looks there), and sends only
+    label positions through the head. ``engaged`` compares both on a few rows and takes the fast one if they agree.
 
     Args:
-        model: called as ``model(**inputs).logits``; wrapped where the model is sharded.
+        model: called as ``model(**inputs)``; wrapped where the model is sharded.
         features: rows -> one feature dict per sample, as the host's data set yields them.
         collate: the host's collator.
         to_device: moves a batch to the model's device.
@@ -43,28 +47,104 @@ class LossSignal:
         autocast: Callable[[], AbstractContextManager],
     ) -> None:
         self.model = model
-        self.features = features
-        self.collate = collate
-        self.to_device = to_device
-        self.autocast = autocast
-        self._keeps_positions = "logits_to_keep" in inspect.signature(_innermost(model).forward).parameters
+        self._features = features
+        self._collate = collate
+        self._to_device = to_device
+        self._autocast = autocast
+        self._head: LabelHead | None = None
 
-    def measure(self, rows_B: np.ndarray) -> torch.Tensor:
-        inputs = dict(self.to_device(dict(self.collate(self.features(rows_B)))))
+    @property
+    def is_fast(self) -> bool:
+        """True while the fast path is taken."""
+        return self._head is not None
+
+    @contextmanager
+    def engaged(self, sample_rows: np.ndarray) -> Iterator[str | None]:
+        """Take the fast path for the duration if it agrees with the plain one on ``sample_rows`` (2 to 4 rows).
+
+        Yields:
+            Why the plain path is taken, or None.
+        """
+        head = LabelHead(self.model)
+        features = self._features(sample_rows)
+        if not is_text(features, self._collate([dict(feature) for feature in features])):
+            yield "rows are more than tokens and labels"
+            return
+        if not head.usable:
+            yield "the model names no output embeddings"
+            return
+        plain_Bx2 = self.measure(self.prepare(sample_rows))
+        with head.engaged():
+            self._head = head
+            try:
+                why = self._disagreement(sample_rows, plain_Bx2)
+                if why is not None:
+                    self._head = None
+                yield why
+            finally:
+                self._head = None
+
+    def _disagreement(self, sample_rows: np.ndarray, plain_Bx2: torch.Tensor) -> str | None:
+        try:
+            fast_Bx2 = self.measure(self.prepare(sample_rows))
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            return f"the fast path fails: {' '.join(str(error).split())[:200]}"
+        tolerance = TOLERANCE_HALF if self._in_half_precision() else TOLERANCE_FP32
+        if torch.allclose(fast_Bx2, plain_Bx2, rtol=tolerance, atol=tolerance, equal_nan=True):
+            return None
+        apart = float(((fast_Bx2 - plain_Bx2).abs() / plain_Bx2.abs().clamp(min=1e-9)).max())
+        return f"the fast path differs from the model's own logits by {apart:.2g}"
+
+    def _in_half_precision(self) -> bool:
+        parameters = list(self.model.parameters())
+        with self._autocast():
+            autocasts = torch.is_autocast_enabled(parameters[0].device.type)
+        return autocasts or any(p.dtype in (torch.bfloat16, torch.float16) for p in parameters)
+
+    def prepare(self, rows_B: np.ndarray) -> dict[str, Any]:
+        features = self._features(rows_B)
+        if self.is_fast and all(np.all(f.get("attention_mask", 1)) for f in features):
+            return pad_right([f["input_ids"] for f in features], [f["labels"] for f in features])
+        return dict(self._collate(features))
+
+    def measure(self, batch: dict[str, Any]) -> torch.Tensor:
+        inputs = dict(self._to_device(batch))
         labels_BxT = inputs.pop("labels")
+        if self._head is not None:
+            fast = self._head.losses(lambda: self._forward(inputs), labels_BxT)
+            if fast is None:
+                raise ValueError("the hidden states did not reach the head as one tensor of samples x positions")
+            return fast
         if (mask := inputs.get("attention_mask")) is not None and mask.dim() == 2:
             # Left padding: what stands before a row's first token predicts nothing.
             labels_BxT[:, 1:].masked_fill_(mask[:, :-1] == 0, IGNORE_INDEX)
         with_positions(inputs)
-        if self._keeps_positions:
-            # Logits of prompt positions are read by nobody: only positions that some row has a label at are computed.
-            kept_P = (labels_BxT[:, 1:] != IGNORE_INDEX).any(0).nonzero().flatten()
-            inputs["logits_to_keep"] = kept_P
-        else:
-            kept_P = torch.arange(labels_BxT.shape[1] - 1, device=labels_BxT.device)
-        with self.autocast():
-            logits_BxPxV = self.model(**inputs, use_cache=False).logits
-        return loss_sums(logits_BxPxV, labels_BxT[:, kept_P + 1])
+        return loss_sums(self._forward(inputs).logits[:, :-1], labels_BxT[:, 1:])
+
+    def _forward(self, inputs: dict[str, Any]) -> Any:
+        with self._autocast():
+            return self.model(**inputs, use_cache=False)
+
+
+def is_text(features: list[dict[str, Any]], batch: dict[str, Any]) -> bool:
+    """True when rows are nothing but tokens and labels, and the host's collator adds nothing to them."""
+    others_are_empty = all(not value for feature in features for key, value in feature.items() if key not in TEXT_KEYS)
+    has_labels = all("labels" in feature for feature in features)
+    return others_are_empty and has_labels and set(batch) <= TEXT_KEYS
+
+
+def pad_right(ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Pad rows on the right to the longest, without a mask.
+
+    A causal model's numbers at real positions do not depend on what follows, and padding carries no label.
+    """
+    lengths_B = np.array([len(row) for row in ids])
+    real_BxT = np.arange(lengths_B.max(initial=1)) < lengths_B[:, None]
+    ids_BxT = np.zeros(real_BxT.shape, dtype=np.int64)
+    labels_BxT = np.full(real_BxT.shape, IGNORE_INDEX, dtype=np.int64)
+    ids_BxT[real_BxT] = np.concatenate([np.asarray(row) for row in ids])
+    labels_BxT[real_BxT] = np.concatenate([np.asarray(row) for row in labels])
+    return {"input_ids": torch.from_numpy(ids_BxT), "labels": torch.from_numpy(labels_BxT)}
 
 
 def with_positions(inputs: dict[str, Any]) -> None:
@@ -82,27 +162,17 @@ def with_positions(inputs: dict[str, Any]) -> None:
 def loss_sums(logits_BxPxV: torch.Tensor, targets_BxP: torch.Tensor) -> torch.Tensor:
     """Return (loss sum, number of label tokens) of each sample, float64, shape (B, 2).
 
-    ``logits[:, p]`` predict ``targets[:, p]``; further positions of the logits are ignored. Only positions with a label
-    are upcast, ``CHUNK`` at a time.
+    ``logits[:, p]`` predict ``targets[:, p]``; only positions with a label are copied and upcast, a chunk at a time.
     """
     has_label_BxP = targets_BxP != IGNORE_INDEX
     sample_L, position_L = has_label_BxP.nonzero(as_tuple=True)
     targets_L = targets_BxP[sample_L, position_L]
     sums_B = torch.zeros(len(targets_BxP), dtype=torch.float64, device=targets_BxP.device)
-    for start in range(0, len(targets_L), CHUNK):
-        chunk = slice(start, start + CHUNK)
-        logits_LxV = logits_BxPxV[sample_L[chunk], position_L[chunk]].float()
-        losses_L = nn.functional.cross_entropy(logits_LxV, targets_L[chunk], reduction="none")
-        sums_B.index_add_(0, sample_L[chunk], losses_L.double())
+    for part in chunks(len(targets_L), logits_BxPxV.shape[-1]):
+        logits_LxV = logits_BxPxV[sample_L[part], position_L[part]]
+        losses_L = negative_log_likelihood(logits_LxV, targets_L[part])
+        sums_B.index_add_(0, sample_L[part], losses_L.double())
     return torch.stack([sums_B, has_label_BxP.sum(1).double()], dim=1)
-
-
-def _innermost(model: nn.Module) -> nn.Module:
-    """The model under DDP, FSDP or DeepSpeed wrappers and PEFT."""
-    while isinstance(getattr(model, "module", None), nn.Module):
-        model = model.module  # type: ignore[assignment]
-    get_base = getattr(model, "get_base_model", None)
-    return get_base() if get_base is not None else model
 
 
 def mean_losses(values_NxC: np.ndarray) -> np.ndarray:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from dataflex.core.errors import DataFlexError
 from dataflex.signals.base import Signal
 
-# Padded tokens in one batch. A CPU is fastest while a batch fits its cache, an accelerator wants a full one.
-BATCH_TOKENS = {"cpu": 512}
-BATCH_TOKENS_ACCELERATOR = 16384
+# Padded tokens of one batch that calibration tries, smallest first. A CPU is fastest while a batch fits its cache, an
+# accelerator once it is full.
+CANDIDATES = {"cpu": (128, 256, 512, 1024, 2048)}
+CANDIDATES_ACCELERATOR = (4096, 8192, 16384, 32768, 65536, 131072)
+# A larger batch must be this much faster than a smaller one to be worth its memory.
+WORTHWHILE = 1.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +31,26 @@ class Sweep:
     num_rows: int
     num_tokens: int  # without padding
     seconds: float
+    batch_tokens: int  # padded tokens of one batch: calibrated or given, less after memory ran out
+    num_out_of_memory: int  # batches of this rank that were halved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collective:
+    """The ranks that share a pass: the same calls with the same arguments on each."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    gather: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor  # concatenates along axis 0
+    sharded: bool = False  # every rank must run the same number of forwards
 
 
 def batches_by_length(lengths_N: np.ndarray, rows: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
     """Cut ``rows`` into batches of similar length, longest first, each of at most ``batch_tokens`` padded tokens.
 
-    The longest come first so that a batch that does not fit into memory shows itself at once. The batches do not
-    depend on the number of ranks, hence neither do the numbers.
+    The longest come first so that a batch that does not fit into memory shows itself at once. A batch's composition
+    does not depend on the number of ranks.
     """
     order = rows[np.lexsort((rows, -lengths_N[rows]))]
     batches, start = [], 0
@@ -46,56 +66,168 @@ def sweep(
     lengths_N: np.ndarray,
     rows: np.ndarray,
     *,
-    device: torch.device,
-    rank: int = 0,
-    world_size: int = 1,
-    gather: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+    ranks: Collective,
     batch_tokens: int | None = None,
     advance: Callable[[int], object] = lambda num_rows: None,
 ) -> Sweep:
-    """Measure ``signal`` for ``rows``; collective: every rank calls it with the same arguments.
+    """Measure ``signal`` for ``rows``; collective.
 
-    All ranks run the same number of forwards (sharded models need that): where the batches do not divide evenly, the
-    first ones are measured twice and the double results fall together, since they are put back by row.
+    Without ``batch_tokens`` the first batches are measured with growing budgets, and the fastest is kept for the rest:
+    these are rows like any other, so calibration costs nothing. All ranks run the same number of forwards; where the
+    batches do not divide evenly the first ones are measured twice and fall together, since results are put back by row.
 
     Args:
         signal: what to measure.
         lengths_N: tokens of each pool row.
         rows: the rows to measure.
-        device: where the gathered tensors live.
-        gather: concatenates equally long tensors of all ranks along axis 0.
-        batch_tokens: padded tokens of one batch; by default by device.
+        batch_tokens: padded tokens of one batch, where it is known already.
         advance: called with the number of rows done, for a progress bar.
 
     Returns:
         Values of every rank's rows, in pool order.
+
+    Raises:
+        DataFlexError: a single row does not fit into memory.
     """
     started = time.perf_counter()
-    budget = batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS_ACCELERATOR)
-    values_NxC = np.full((len(lengths_N), signal.num_columns), np.nan)
-    batches = batches_by_length(lengths_N, np.asarray(rows), budget)
-    if batches:
-        rounds = -(-len(batches) // world_size)
-        # [round][rank] -> batch; short of batches in the last round, begin again with the first.
-        dealt = [[batches[(i * world_size + r) % len(batches)] for r in range(world_size)] for i in range(rounds)]
-        width = max(sum(len(round_[r]) for round_ in dealt) for r in range(world_size))
-        measured, done = [], 0
-        for round_ in dealt:
-            measured.append(signal.measure(round_[rank]))
-            step = min(sum(len(batch) for batch in round_), len(rows) - done)  # rows measured twice count once
-            advance(step)
-            done += step
-        ids = torch.full((width,), -1, dtype=torch.int64, device=device)
-        values = torch.zeros((width, signal.num_columns), dtype=torch.float64, device=device)
-        mine = np.concatenate([round_[rank] for round_ in dealt])
-        ids[: len(mine)] = torch.from_numpy(mine).to(device)
-        values[: len(mine)] = torch.cat(measured).to(device)
-        ids_all, values_all = gather(ids).cpu().numpy(), gather(values).cpu().numpy()
-        kept = ids_all >= 0
-        values_NxC[ids_all[kept]] = values_all[kept]
+    rows = np.asarray(rows)
+    shard = _Shard(signal, lengths_N, ranks, advance)
+    rest = rows
+    if batch_tokens is None:
+        batch_tokens, rest = _calibrate(shard, lengths_N, rows)
+    shard.measure(batches_by_length(lengths_N, rest, batch_tokens))
+    if shard.any_rank(shard.num_out_of_memory > 0):
+        batch_tokens = min(batch_tokens, shard.smallest_limit() // 2)
     return Sweep(
-        values_NxC=values_NxC,
+        values_NxC=shard.gathered(len(lengths_N)),
         num_rows=len(rows),
         num_tokens=int(lengths_N[rows].sum()) if len(rows) else 0,
         seconds=time.perf_counter() - started,
+        batch_tokens=batch_tokens,
+        num_out_of_memory=shard.num_out_of_memory,
     )
+
+
+def _calibrate(shard: _Shard, lengths_N: np.ndarray, rows: np.ndarray) -> tuple[int, np.ndarray]:
+    """Measure some rows with growing budgets; return the best budget and the rows that are left.
+
+    The rows are taken from the middle of the lengths outwards, so that budgets are compared on rows of similar length.
+    """
+    candidates = CANDIDATES.get(shard.ranks.device.type, CANDIDATES_ACCELERATOR)
+    order = rows[np.lexsort((rows, -lengths_N[rows]))]
+    start = len(order) // 2
+    best, best_rate = candidates[0], 0.0
+    taken_from = start
+    for candidate in candidates:
+        size = max(1, candidate // max(1, int(lengths_N[order[start]]))) if start < len(order) else 1
+        batch_rows = order[start : start + size * shard.ranks.world_size]
+        if len(batch_rows) < size * shard.ranks.world_size:
+            break
+        batches = [batch_rows[i :: shard.ranks.world_size] for i in range(shard.ranks.world_size)]
+        halved_before = shard.num_out_of_memory
+        rate = int(lengths_N[batch_rows].sum()) / shard.measure(batches)
+        start += len(batch_rows)
+        if shard.any_rank(shard.num_out_of_memory > halved_before):
+            break
+        if rate > best_rate * WORTHWHILE:
+            best, best_rate = candidate, rate
+        elif rate < best_rate / WORTHWHILE:
+            break
+    return best, np.concatenate([order[:taken_from], order[start:]])
+
+
+class _Shard:
+    """This rank's part of a pass: measures batches and keeps the results until they are gathered."""
+
+    def __init__(
+        self, signal: Signal, lengths_N: np.ndarray, ranks: Collective, advance: Callable[[int], object]
+    ) -> None:
+        self.ranks = ranks
+        self.num_out_of_memory = 0
+        self.limit = sys.maxsize  # padded tokens that are known to be too many for this rank's memory
+        self._signal, self._lengths_N, self._advance = signal, lengths_N, advance
+        self._ids: list[np.ndarray] = []
+        self._values: list[torch.Tensor] = []
+        self._width = 0  # rows of the rank that has the most, over all calls
+
+    def measure(self, batches: list[np.ndarray]) -> float:
+        """Measure this rank's share of ``batches``; return the seconds of the slowest rank."""
+        if not batches:
+            return 0.0
+        world = self.ranks.world_size
+        # By padded tokens, so that the ranks of one round have equal work; short of batches in the last round, begin
+        # again with the first.
+        batches = sorted(batches, key=lambda batch: -len(batch) * int(self._lengths_N[batch].max()))
+        rounds = -(-len(batches) // world)
+        dealt = [[batches[(i * world + r) % len(batches)] for r in range(world)] for i in range(rounds)]
+        self._width += max(sum(len(round_[r]) for round_ in dealt) for r in range(world))
+        left = sum(len(batch) for batch in batches)
+        began = time.perf_counter()
+        for round_, prepared in zip(dealt, self._ahead([r[self.ranks.rank] for r in dealt]), strict=True):
+            self._measure(round_[self.ranks.rank], prepared)
+            step = min(sum(len(batch) for batch in round_), left)  # rows measured twice count once
+            left -= step
+            self._advance(step)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize(self.ranks.device)
+        seconds = torch.tensor([time.perf_counter() - began], dtype=torch.float64, device=self.ranks.device)
+        return float(self.ranks.gather(seconds).max())
+
+    def _ahead(self, batches: list[np.ndarray]) -> Iterator[Any]:
+        """Prepared batches, the next one collated in another thread while this one is measured."""
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            pending = thread.submit(self._signal.prepare, batches[0])
+            for following in [*batches[1:], None]:
+                prepared = pending.result()
+                if following is not None:
+                    pending = thread.submit(self._signal.prepare, following)
+                yield prepared
+
+    def _measure(self, rows_B: np.ndarray, prepared: Any) -> None:
+        tokens = len(rows_B) * int(self._lengths_N[rows_B].max())
+        try:
+            values = self._signal.measure(prepared) if tokens < self.limit else None
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+                raise
+            self._note_out_of_memory(len(rows_B), tokens)
+            values = None
+        if values is not None:
+            self._ids.append(rows_B)
+            self._values.append(values)
+            return
+        for half in np.array_split(rows_B, 2):
+            self._measure(half, self._signal.prepare(half))
+
+    def _note_out_of_memory(self, num_rows: int, tokens: int) -> None:
+        """Remember the size that did not fit; raise where a smaller batch is no way out."""
+        if num_rows == 1 or self.ranks.sharded:
+            remedy = "lower cutoff_len" if num_rows == 1 else f"set score_batch_tokens below {tokens}"
+            raise DataFlexError(f"a scoring batch of {tokens} tokens does not fit into memory; {remedy}")
+        self.num_out_of_memory += 1
+        self.limit = min(self.limit, tokens)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def any_rank(self, condition: bool) -> bool:
+        """True on every rank when it is true on one (collective)."""
+        return bool(self.ranks.gather(torch.tensor([int(condition)], device=self.ranks.device)).any())
+
+    def smallest_limit(self) -> int:
+        """The limit of the rank with the least memory (collective)."""
+        return int(self.ranks.gather(torch.tensor([self.limit], device=self.ranks.device)).min())
+
+    def gathered(self, num_rows: int) -> np.ndarray:
+        """Values of all ranks in pool order, shape (num_rows, C); NaN where nothing was measured (collective)."""
+        values_NxC = np.full((num_rows, self._signal.num_columns), np.nan)
+        if self._width == 0:
+            return values_NxC
+        ids = torch.full((self._width,), -1, dtype=torch.int64, device=self.ranks.device)
+        values = torch.zeros((self._width, self._signal.num_columns), dtype=torch.float64, device=self.ranks.device)
+        mine = np.concatenate(self._ids)
+        ids[: len(mine)] = torch.from_numpy(mine).to(ids.device)
+        values[: len(mine)] = torch.cat(self._values).to(values.device)
+        ids_all, values_all = self.ranks.gather(ids).cpu().numpy(), self.ranks.gather(values).cpu().numpy()
+        kept = ids_all >= 0
+        values_NxC[ids_all[kept]] = values_all[kept]
+        return values_NxC

@@ -18,7 +18,7 @@ from dataflex.signals.base import undisturbed
 from dataflex.signals.cache import SignalCache, weights_digest
 from dataflex.signals.file import read_scores
 from dataflex.signals.loss import LossSignal, mean_losses
-from dataflex.signals.sweep import sweep
+from dataflex.signals.sweep import Collective, Sweep, sweep
 from dataflex.train.pool import Pool
 from dataflex.train.ranks import Ranks
 
@@ -39,7 +39,8 @@ class Measurer:
     Args:
         trainer: the host's trainer; read only when a pass is made, since the model is wrapped in ``train()``.
         selector: the method that asks; its ``path`` and ``cache_dir`` are read where it has them.
-        cache_dir: where initial losses are kept when the method names no other place.
+        ledger: of this run; keeps the calibrated batch size, and initial losses where the method names no place.
+        batch_tokens: padded tokens of a scoring batch, where the user pins it.
     """
 
     def __init__(
@@ -49,11 +50,14 @@ class Measurer:
         selector: Any,
         pool: Pool,
         ranks: Ranks,
-        cache_dir: Path,
+        ledger: Ledger,
+        batch_tokens: int | None,
         say: Callable[[str], None],
     ) -> None:
         self._trainer, self._selector, self._pool, self._ranks, self._say = trainer, selector, pool, ranks, say
-        self._cache = SignalCache(Path(getattr(selector, "cache_dir", None) or cache_dir))
+        self._ledger, self._batch_tokens = ledger, batch_tokens
+        self._told_why = False
+        self._cache = SignalCache(Path(getattr(selector, "cache_dir", None) or ledger.root / "cache"))
 
     def __call__(self, name: str, progress: Progress) -> Measured:
         match name:
@@ -90,18 +94,18 @@ class Measurer:
             autocast=trainer.compute_loss_context_manager,
         )
         rows = np.flatnonzero(pool.info.trainable_N)
+        budget = self._batch_tokens or self._ranks.from_main(lambda: self._ledger.run().get("score_batch_tokens"))
+        ranks = Collective(
+            device=self._ranks.device,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
+            gather=self._ranks.gather,
+            sharded=sharded,
+        )
         bar = tqdm(total=len(rows), desc="scoring", unit=" samples", leave=False, disable=not self._ranks.is_main)
-        with bar, undisturbed(signal.model):
-            result = sweep(
-                signal,
-                pool.info.num_tokens_N,
-                rows,
-                device=self._ranks.device,
-                rank=self._ranks.rank,
-                world_size=self._ranks.world_size,
-                gather=self._ranks.gather,
-                advance=bar.update,
-            )
+        with bar, undisturbed(signal.model), signal.engaged(self._middle_rows(rows)) as why_not:
+            result = sweep(signal, pool.info.num_tokens_N, rows, ranks=ranks, batch_tokens=budget, advance=bar.update)
+        self._tell(why_not, result, budget)
         losses_N = mean_losses(result.values_NxC)
         lost = len(rows) - int(np.isfinite(losses_N).sum())
         if lost and self._ranks.is_main:
@@ -111,8 +115,28 @@ class Measurer:
             "num_rows": result.num_rows,
             "num_tokens": result.num_tokens,
             "seconds": result.seconds,
+            "batch_tokens": result.batch_tokens,
+            "out_of_memory": result.num_out_of_memory,
+            "logits": "label positions" if why_not is None else "all positions",
         }
         return Measured(values=losses_N, cost=cost)
+
+    def _middle_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Three rows of different, moderate length, on which the fast path is checked."""
+        order = rows[np.argsort(self._pool.info.num_tokens_N[rows], kind="stable")]
+        return order[[len(order) // 4, len(order) // 2, len(order) * 3 // 4]] if len(order) else order
+
+    def _tell(self, why_not: str | None, result: Sweep, budget: int | None) -> None:
+        """Say what is out of the ordinary, once, and keep the batch size for later passes and resumes."""
+        if not self._ranks.is_main:
+            return
+        if why_not is not None and not self._told_why:
+            self._told_why = True
+            self._say(f"losses are computed from the model's full logits, which is slower: {why_not}")
+        if result.num_out_of_memory:
+            self._say(f"memory ran out in {result.num_out_of_memory} scoring batches; they were measured in halves")
+        if result.batch_tokens != budget and self._batch_tokens is None:
+            self._ledger.update_run({"score_batch_tokens": result.batch_tokens})
 
     def _cache_key(self) -> dict[str, str] | None:
         """Everything the losses depend on; the tokens and labels stand for tokenizer, template and cutoff."""

@@ -37,6 +37,7 @@ class Settings:
     method: Method
     schedule: Schedule
     config: Mapping[str, Any]  # the resolved config, JSON values; kept in run.yaml and part of the fingerprint
+    score_batch_tokens: int | None = None  # padded tokens of a scoring batch; None: calibrated
     overwrite: bool = False
     newest_checkpoint: bool = False  # resume from the newest complete checkpoint instead of the one train() is given
     pool: Pool | None = None  # read already, else it is read from the trainer's data set
