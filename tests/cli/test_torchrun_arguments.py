@@ -110,9 +110,12 @@ def test_workers_of_torchrun_train_and_do_not_launch_again(
     path = write_config(tmp_path, changed())
     train(path, ["warmup_step=1"])
     assert (launched, trained) == ([(path, ["warmup_step=1"], 1)], [])
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("RANK", "0")  # a cluster scheduler sets it for each pod
     train(path, [])
-    assert len(launched) == 1
+    assert len(launched) == 2
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    train(path, [])
+    assert len(launched) == 2
     assert [config.method_name for config in trained] == ["delta_loss"]
 
 

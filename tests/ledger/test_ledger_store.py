@@ -106,10 +106,18 @@ def test_a_number_that_json_does_not_have_is_refused_and_nothing_is_recorded(led
     assert ledger.segments() == {}
 
 
-def test_numpy_numbers_in_a_line_are_no_silent_text(ledger: Ledger) -> None:
-    with pytest.raises(TypeError):
-        append(ledger, 0, notes={"num_scored": np.int64(3)})
-    assert ledger.segments() == {}
+def test_numpy_numbers_in_a_line_are_numbers_and_other_objects_are_refused(ledger: Ledger) -> None:
+    append(ledger, 0, notes={"num_scored": np.int64(3), "share": np.float32(0.5)})
+    assert ledger.segments()[0]["notes"] == {"num_scored": 3, "share": 0.5}
+    with pytest.raises(LedgerError, match="notes must be JSON values"):
+        append(ledger, 1, notes={"rows": {1, 2}})
+    assert list(ledger.segments()) == [0]
+
+
+def test_columns_of_different_length_are_refused(ledger: Ledger) -> None:
+    with pytest.raises(LedgerError, match="differ in length"):
+        append(ledger, 0, columns={"row": np.arange(3), "loss": np.zeros(2)})
+    assert ledger.lines() == []
 
 
 # lines

@@ -88,7 +88,7 @@ def test_a_kill_before_any_checkpoint_starts_again_and_keeps_the_old_lines(confi
     shutil.copytree(full / "dataflex", run / "dataflex")
     train({**settings, "output_dir": str(run)}, tmp_path)
     kinds = [line["kind"] for line in Ledger(run).lines()]
-    assert kinds == ["segment"] * 3 + ["rollback"] + ["segment"] * 3
+    assert kinds == ["segment"] * 3 + ["end", "rollback"] + ["segment"] * 3 + ["end"]
     assert_same_weights(full, run)
     assert decisions(full) == decisions(run)
 

@@ -75,7 +75,9 @@ def test_a_subset_of_a_data_set_keeps_the_row_numbers_of_the_file(config, tmp_pa
 
 def test_the_files_open_without_us(config, tmp_path: Path) -> None:
     run = train(config(), tmp_path) / "dataflex"
-    ledger = pd.read_json(run / "ledger.jsonl", lines=True)
+    lines = pd.read_json(run / "ledger.jsonl", lines=True)
+    assert lines.iloc[-1][["kind", "step"]].tolist() == ["end", 7]
+    ledger = lines[lines["kind"] == "segment"]
     assert ledger["decision"].tolist() == ["warm-up", "first", "guided"]
     segment = pd.read_parquet(run / "segments" / "000002.parquet")
     table = pd.read_parquet(run / "signals" / "000002.parquet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,47 @@ def test_checkpoints_of_an_earlier_run_in_the_directory_are_never_resumed(config
     said = capsys.readouterr().out
     assert "checkpoint-6 belongs to an earlier run in this directory and is passed over" in said
     assert "the run starts again" in said
+
+
+def test_a_checkpoint_of_an_abandoned_branch_is_not_resumed(config, tmp_path: Path, capsys) -> None:
+    """Resumed from an early checkpoint, killed, started again: the old branch's later checkpoint still lies there."""
+    settings = config(save_strategy="steps", save_steps=1, num_train_epochs=2.0)
+    run = train(settings, tmp_path)
+    Ledger(run).rollback(2, "as a resume from step 4 does")
+    rows = Ledger(run).rows_of({"segment": 2, "sha256": {"rows": _digest_of(run, 2)}})
+    other = rows[::-1].copy()
+    line = next(line for line in Ledger(run).lines() if line.get("segment") == 2)
+    Ledger(run).append({k: v for k, v in line.items() if k not in ("kind", "sha256", "previous")}, other, {})
+    (run / "adapter_model.safetensors").unlink()
+    for step in range(8, 14):
+        shutil.rmtree(run / f"checkpoint-{step}")  # 14 stays, from beyond the end of the present record
+    capsys.readouterr()
+    train(settings, tmp_path)
+    said = capsys.readouterr().out
+    assert "checkpoint-14 was trained on rows that have been rolled back since" in said
+    assert "checkpoint-7 was trained on rows that have been rolled back since" in said
+    assert f"going on after step 5, from {run / 'checkpoint-5'}" in said
+
+
+def _digest_of(run: Path, segment: int) -> str:
+    return next(line for line in Ledger(run).lines() if line.get("segment") == segment)["sha256"]["rows"]
+
+
+def test_a_reused_checkpoint_folder_is_never_half_old(config, tmp_path: Path, monkeypatch) -> None:
+    """Killed while a checkpoint is written into the folder of an earlier run's: it must not look complete."""
+    from transformers import Trainer
+
+    settings = config(save_strategy="steps", save_steps=3)
+    run = train(settings, tmp_path)
+
+    def killed(self, output_dir):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train({**settings, "overwrite_output_dir": True}, tmp_path)
+    assert not (run / "checkpoint-3" / "trainer_state.json").exists()
+    monkeypatch.undo()
 
 
 def test_a_ledger_that_lost_lines_stops_a_resume(config, tmp_path: Path) -> None:
@@ -103,7 +145,7 @@ def test_the_baseline_can_be_measured_before_the_warm_up(config, tmp_path: Path)
     lines = ledger.segments()
     sources = [line["scoring"] and line["scoring"]["source"] for line in lines.values()]
     assert sources == ["measured", None, "measured"], "at step 0, not at the first selection, at the guided draw"
-    start, first = ledger.signals_of(lines[0])["loss"], ledger.signals_of(lines[1])["loss"]
+    start, first = ledger.signals_of(lines[0])["loss"], ledger.signals_of(lines[1])["initial_loss"]
     assert np.array_equal(start, first), "the first selection draws by the losses of step 0"
     guided = ledger.signals_of(lines[2])
     expected = start.astype(np.float64) - guided["loss"]

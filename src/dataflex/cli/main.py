@@ -8,7 +8,7 @@ import sys
 import typer
 
 from dataflex import __version__
-from dataflex.core.errors import DataFlexError
+from dataflex.core.errors import ConfigError, DataFlexError
 
 PASS_THROUGH = ("api", "chat", "env", "eval", "export", "webchat", "webui")
 
@@ -75,8 +75,11 @@ def main() -> None:
         else:
             app()
     except DataFlexError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"dataflex-cli: error: {' '.join(str(error).split())}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        # A mistake in the config is found by every rank alike: rank 0 speaks. What another rank alone met, it says.
+        if rank == "0" or not (error.told_by_rank_0 or isinstance(error, ConfigError)):
+            where = "" if rank == "0" else f"rank {rank}: "
+            print(f"dataflex-cli: error: {where}{' '.join(str(error).split())}", file=sys.stderr)
         sys.stdout.flush()
         sys.exit(2)
 

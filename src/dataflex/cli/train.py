@@ -21,7 +21,8 @@ def train(path: str, overrides: list[str]) -> None:
     check_host_keys(config.host, llamafactory.known_keys())
     if config.is_dynamic:
         llamafactory.refuse_config(config.host)
-    if "RANK" not in os.environ and wants_torchrun(llamafactory.num_devices()):
+    # LOCAL_RANK is torchrun's own; RANK alone is also set for each pod by cluster schedulers.
+    if "LOCAL_RANK" not in os.environ and wants_torchrun(llamafactory.num_devices()):
         launch(path, overrides, llamafactory.num_devices())
     elif config.is_dynamic:
         _train_dynamic(config)

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 class DataFlexError(Exception):
     """A condition that the user can mend; commands print its one sentence and exit with code 2."""
 
+    told_by_rank_0 = False  # True on other ranks, for an error that was raised on rank 0 and is printed there
+
 
 class ConfigError(DataFlexError):
     """A key, a value or a combination of them that cannot be served."""

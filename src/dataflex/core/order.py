@@ -47,6 +47,23 @@ def deal(rows_Q: np.ndarray, geometry: Geometry) -> np.ndarray:
     return rows_Q.reshape(-1, g.accumulation, g.world_size, g.micro_batch)
 
 
+@dataclass(frozen=True)
+class Deal:
+    """Rows to train next, over all ranks, and the seed of the loader that serves them."""
+
+    rows: np.ndarray
+    seed: int
+
+
+def micro_batches(rows_Q: np.ndarray, geometry: Geometry, rank: int) -> list[np.ndarray]:
+    """Rows of each of one rank's micro-batches; the last step may be short of some, the last one smaller."""
+    g = geometry
+    whole = len(rows_Q) // g.global_batch * g.global_batch
+    dealt = list(deal(rows_Q[:whole], g)[:, :, rank].reshape(-1, g.micro_batch))
+    starts = range(whole + rank * g.micro_batch, len(rows_Q), g.world_size * g.micro_batch)
+    return dealt + [rows_Q[start : start + g.micro_batch] for start in starts]
+
+
 def micro_batches_per_pass(num_rows: int, geometry: Geometry, *, drop_last: bool) -> int:
     """Micro-batches that each rank takes in one pass over the pool, the last one filled up or dropped; at least 1."""
     per_round = geometry.world_size * geometry.micro_batch

@@ -16,6 +16,7 @@ from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.integrations.remedy import REMEDY
 from dataflex.integrations.row_trace import RowTrace
 from dataflex.ledger.ledger import Ledger
+from dataflex.train.measure import check_files
 from dataflex.train.mixin import dynamic, say
 from dataflex.train.pool import read_pool
 from dataflex.train.refuse import refuse_unsupported
@@ -52,11 +53,11 @@ def run_dynamic(config: Mapping[str, Any], settings: Settings) -> Any:
             tuner.run_exp(dict(config))
     except DataFlexError:
         raise
-    except (ValueError, OSError, KeyError, TypeError, RuntimeError, ImportError) as error:
-        # Before the trainer exists, whatever fails is a key, a file or a package of the user's.
+    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+        # Before the trainer exists, what fails in these ways is a key, a file or a package of the user's.
         if session.trainer is not None or os.environ.get("DATAFLEX_TRACEBACK"):
             raise
-        raise ConfigError(_one_sentence(error)) from error
+        raise DataFlexError(_one_sentence(error)) from error
     if session.trainer is None or session.trainer.curator is None:
         raise DataFlexError("LLaMA-Factory built another trainer than the one that can be served; nothing was chosen")
     return session.trainer
@@ -124,7 +125,7 @@ class _Session:
                 module = original(template, model_args, data_args, training_args, **kwargs)
             except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:
                 names = ", ".join([*(data_args.dataset or []), *(data_args.eval_dataset or [])])
-                raise ConfigError(f"the data ({names}) cannot be prepared: {_one_sentence(error)}") from error
+                raise DataFlexError(f"the data ({names}) cannot be prepared: {_one_sentence(error)}") from error
             module["train_dataset"], rows = self._trace.columns(module["train_dataset"])
             evaluated = module.get("eval_dataset")
             if isinstance(evaluated, dict):
@@ -144,6 +145,7 @@ class _Session:
         self._settings = replace(self._settings, pool=pool, rows=rows, overwrite=overwrite)
         plan = make_plan(self._settings, args, len(pool), geometry)
         check_quotas(self._settings, plan, pool, geometry)
+        check_files(self._settings.method.selector, pool, args.output_dir)
         if args.process_index == 0:
             fingerprint = make_fingerprint(self._settings, pool, geometry)
             Ledger(args.output_dir).claim(fingerprint, overwrite=overwrite)

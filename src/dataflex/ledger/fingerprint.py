@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,11 +26,6 @@ NEUTRAL_KEYS = frozenset(
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that makes two runs the same run."""
     return {key: config[key] for key in sorted(config) if key not in NEUTRAL_KEYS}
-
-
-def digest(value: Any) -> str:
-    """sha256 of a JSON value in canonical form."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 3) -> str:

@@ -167,6 +167,8 @@ class Ledger:
         for name, values in columns_N.items():
             if values.dtype.kind not in "biuf":
                 raise LedgerError(f"column {name!r} holds {values.dtype}; a signal column must hold numbers")
+        if len({len(values) for values in columns_N.values()}) > 1:
+            raise LedgerError(f"the columns {', '.join(columns_N)} differ in length; each has one entry per pool row")
         rows_Q = np.asarray(rows_Q, dtype=np.int64)
         sha256 = {"rows": array_digest({"row": rows_Q})}
         if columns_N:
@@ -184,6 +186,10 @@ class Ledger:
             write_atomic(self._array_path("signals", line["segment"]), parquet_bytes(columns_N))
         return self._append({"kind": "segment", **line, "sha256": sha256})
 
+    def note(self, line: Mapping[str, Any]) -> None:
+        """Append a line of another kind, such as where the run ended."""
+        self._append(dict(line))
+
     def rollback(self, from_segment: int, reason: str) -> None:
         """Cancel all segments from ``from_segment`` on; the old lines stay in the file."""
         self._append({"kind": "rollback", "from_segment": from_segment, "reason": reason})
@@ -194,7 +200,7 @@ class Ledger:
             os.truncate(self.path, len(complete))  # an unfinished line of a killed process
         last = complete.rstrip(b"\n").rsplit(b"\n", 1)[-1]
         line = {**line, "previous": hashlib.sha256(last).hexdigest()}
-        append_line(self.path, json.dumps(line, ensure_ascii=False, allow_nan=False))
+        append_line(self.path, json.dumps(line, ensure_ascii=False, allow_nan=False, default=_plain))
         return line
 
     def _complete_bytes(self) -> bytes:
@@ -209,3 +215,10 @@ class Ledger:
             return pq.read_table(path, columns=[name])[name].to_numpy()
         except (OSError, KeyError, pa.ArrowException) as error:
             raise LedgerError(f"{path} cannot be read ({error}); restore it or start anew") from error
+
+
+def _plain(value: Any) -> Any:
+    """A numpy number as Python's own, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise LedgerError(f"a note holds {type(value).__name__} {value!r}; notes must be JSON values")

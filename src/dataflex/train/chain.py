@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,15 +12,8 @@ from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import SequentialSampler
 
 from dataflex.core.errors import ConfigError, DataFlexError
-from dataflex.core.order import Geometry
+from dataflex.core.order import Deal, Geometry, micro_batches
 from dataflex.train.indexed import SAMPLE_IDS, SegmentSampler
-
-
-class Deal(Protocol):
-    """What the curator hands over: rows to train, and the seed of the loader for them."""
-
-    rows: np.ndarray
-    seed: int
 
 
 class SegmentChain:
@@ -46,7 +40,7 @@ class SegmentChain:
             num_micro_batches: micro-batches of one rank in one epoch.
             geometry: how a step is cut into micro-batches.
             rank: this process.
-            before_epoch: called when an epoch begins at its first step.
+            before_epoch: called whenever an epoch's iteration begins, also in its middle after a resume.
         """
         self._loader = loader
         self._deals = deals
@@ -68,20 +62,16 @@ class SegmentChain:
         for deal in self._deals():
             self._sampler.rows = deal.rows
             self._generator.manual_seed(deal.seed)
-            expected = self._mine(deal.rows)
-            for batch, ids in zip(self._loader, expected, strict=True):
-                if not np.array_equal(batch[SAMPLE_IDS], ids):
+            expected = micro_batches(deal.rows, self._geometry, self._rank)
+            for batch, ids in itertools.zip_longest(self._loader, expected):
+                if batch is None or ids is None or not np.array_equal(batch[SAMPLE_IDS], ids):
+                    given = "nothing" if batch is None else f"samples {batch[SAMPLE_IDS][:4].tolist()}…"
+                    wanted = "nothing more" if ids is None else f"{ids[:4].tolist()}…"
                     raise DataFlexError(
-                        f"rank {self._rank} was handed samples {batch[SAMPLE_IDS][:4].tolist()}… where the ledger says "
-                        f"{ids[:4].tolist()}…; the loader does not deal as expected: please report versions with this"
+                        f"rank {self._rank} was handed {given} where the ledger says {wanted}; the loader does not "
+                        "deal as expected: please report your versions with this"
                     )
                 yield batch
-
-    def _mine(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Rows of each of this rank's micro-batches; a host epoch may end in a smaller one."""
-        width, size = self._geometry.world_size * self._geometry.micro_batch, self._geometry.micro_batch
-        starts = range(self._rank * size, len(rows), width)
-        return [rows[start : start + size] for start in starts]
 
 
 def host_order(sampler: Any, epoch: int, geometry: Geometry, *, drop_last: bool) -> np.ndarray:

@@ -46,10 +46,14 @@ def read_state(checkpoint: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         raise ConfigError(f"{path} is damaged ({error}); resume from another checkpoint") from error
 
 
-def newest_complete_checkpoint(output_dir: str, run_id: str | None, say: Callable[[str], None]) -> str | None:
-    """The checkpoint of the highest step that this run wrote to the end; None when there is none.
+def newest_complete_checkpoint(
+    output_dir: str, why_not: Callable[[Mapping[str, Any]], str | None], say: Callable[[str], None]
+) -> str | None:
+    """The checkpoint of the highest step that can be resumed; None when there is none.
 
-    Checkpoints of an earlier run, whose record was moved aside, may lie in the same directory: ``run_id`` tells.
+    Args:
+        why_not: given a checkpoint's values, why it does not belong to the present run and record, or None.
+        say: told of each checkpoint that is passed over.
     """
     found = sorted(
         (int(path.name.rsplit("-", 1)[1]), path)
@@ -63,8 +67,12 @@ def newest_complete_checkpoint(output_dir: str, run_id: str | None, say: Callabl
         except (OSError, ValueError, ConfigError):
             say(f"{path} was not written to the end and is passed over")
             continue
-        if meta.get("run_id") != run_id:
-            say(f"{path} belongs to an earlier run in this directory and is passed over")
+        if not list(path.glob("rng_state*.pth")):
+            say(f"{path} holds no optimizer state (save_only_model: true) and is passed over")
+            continue
+        reason = why_not(meta)
+        if reason is not None:
+            say(f"{path} {reason} and is passed over")
             continue
         return str(path)
     return None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,18 @@ import numpy as np
 from dataflex.algorithms.base import Selection
 from dataflex.core.draw import passes
 from dataflex.core.errors import ConfigError, DataFlexError, LedgerError
-from dataflex.core.order import Geometry
+from dataflex.core.order import Deal, Geometry
 from dataflex.core.plan import SegmentPlan
 from dataflex.core.seeds import loader_seed, segment_rng
 from dataflex.core.segment import Progress, Segment
 from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.ledger import Ledger
-from dataflex.train.checkpoint import STATE_FILE, read_state, write_state
+from dataflex.train.checkpoint import STATE_FILE, TRAINER_STATE_NAME, read_state, write_state
 from dataflex.train.describe import describe, metrics, quantiles
 from dataflex.train.measure import Measured
 from dataflex.train.pool import Pool
 from dataflex.train.ranks import Ranks
 from dataflex.train.settings import Method
-
-
-@dataclass(frozen=True)
-class Deal:
-    """Rows to train next, over all ranks, and the seed of the loader that serves them."""
-
-    rows: np.ndarray
-    seed: int
 
 
 class Curator:
@@ -68,10 +60,14 @@ class Curator:
         self.method, self.plan, self.geometry, self.pool = method, plan, geometry, pool
         self.seed, self._ledger, self.ranks, self._versions = seed, ledger, ranks, dict(versions)
         self._measure, self._host_order, self._say, self._log = measure, host_order, say, log
+        self._reset()
+
+    def _reset(self) -> None:
+        """As before the first step."""
         # What a checkpoint keeps, besides the step:
-        self._state: dict[str, np.ndarray] = dict(method.selector.init(pool.info))
-        self._times_trained_N = np.zeros(len(pool), dtype=np.int32)
-        self._scorable_N = pool.info.trainable_N.copy()
+        self._state: dict[str, np.ndarray] = dict(self.method.selector.init(self.pool.info))
+        self._times_trained_N = np.zeros(len(self.pool), dtype=np.int32)
+        self._scorable_N = self.pool.info.trainable_N.copy()
         self._seconds = {"choosing": 0.0, "running": 0.0}
         # Rows of the segment in progress, and what a former process recorded for the one to decide next:
         self._current: tuple[Segment, np.ndarray] | None = None
@@ -264,8 +260,7 @@ class Curator:
         self, run: Mapping[str, Any], rows: Mapping[str, Any], *, overwrite: bool, checkpoint: str | None
     ) -> None:
         """Claim the run directory and restore a checkpoint, if any, before the first step."""
-        self._started = time.perf_counter()
-        self._current = None
+        self._reset()
         self.ranks.from_main(lambda: self._begin(run, rows, overwrite=overwrite, checkpoint=checkpoint))
 
     def _begin(
@@ -286,18 +281,35 @@ class Curator:
             self._ledger.rollback(0, "no checkpoint had been saved: the run starts again")
             self._say("no checkpoint had been saved: the run starts again, its earlier ledger lines are rolled back")
 
-    def _require_lines_up_to(self, step: int) -> None:
-        """Every step that the checkpoint has trained must be on record."""
+    def why_not(self, meta: Mapping[str, Any]) -> str | None:
+        """Why a checkpoint of these values cannot be resumed with the present ledger; None when it can (rank 0)."""
+        if meta["run_id"] != self._ledger.run_id():
+            return "belongs to an earlier run in this directory"
+        recorded = self._recorded_steps()
+        rolled_back = any(line["kind"] == "rollback" for line in self._ledger.lines())
+        if recorded < meta["step"] and not rolled_back:
+            raise LedgerError(
+                f"{self._ledger.path} records the run up to step {recorded}, the checkpoint was saved at step "
+                f"{meta['step']}; restore the dataflex folder of the run, or start anew with overwrite_output_dir: true"
+            )
+        if recorded < meta["step"] or meta["trained"] != self._trained_digest(meta["step"]):
+            return "was trained on rows that have been rolled back since"
+        return None
+
+    def _recorded_steps(self) -> int:
+        """Number of steps from the first that the ledger covers without a gap."""
         recorded = 0
         for _, line in sorted(self._ledger.segments().items()):
             if line["start"] != recorded:
                 break
             recorded = line["stop"]
-        if recorded < step:
-            raise LedgerError(
-                f"{self._ledger.path} records the run up to step {recorded}, the checkpoint was saved at step {step}; "
-                "restore the dataflex folder of the run, or start anew with overwrite_output_dir: true"
-            )
+        return recorded
+
+    def _trained_digest(self, step: int) -> str:
+        """Hash of the rows of all segments that start before ``step``."""
+        lines = sorted(self._ledger.segments().items())
+        rows = [line["sha256"]["rows"] for _, line in lines if line["start"] < step]
+        return hashlib.sha256(" ".join(rows).encode()).hexdigest()
 
     def _roll_back(self, step: int) -> None:
         """Cancel lines of weights that no longer exist; keep the one decided from exactly these weights."""
@@ -310,6 +322,17 @@ class Curator:
             if segment.start == step:
                 self._recorded = self._ledger.segments().get(segment.index)
 
+    def end(self, step: int, best_checkpoint: str | None) -> None:
+        """Record where training stopped: early stopping may leave the last segment's rest untrained (rank 0)."""
+        if self.ranks.is_main:
+            self._ledger.note({"kind": "end", "step": step, "best_checkpoint": best_checkpoint})
+
+    def clear(self, checkpoint: Path) -> None:
+        """Take the marks of completeness off a folder that is about to be written again (rank 0)."""
+        if self.ranks.is_main:
+            for name in (TRAINER_STATE_NAME, STATE_FILE):
+                (checkpoint / name).unlink(missing_ok=True)
+
     def save(self, checkpoint: Path, step: int, fingerprint: Mapping[str, Any]) -> None:
         """Write the state that a resume needs into a checkpoint folder (rank 0; atomic)."""
         if not self.ranks.is_main:
@@ -320,6 +343,7 @@ class Curator:
         meta = {
             "step": step,
             "run_id": self._run_id,
+            "trained": self._trained_digest(step),
             "fingerprint": fingerprint,
             "seconds": {**self._seconds, "running": running},
         }
@@ -327,7 +351,7 @@ class Curator:
 
     def _restore(self, checkpoint: Path, fingerprint: Mapping[str, Any]) -> int:
         arrays, meta = read_state(checkpoint)
-        expected = {"step", "run_id", "fingerprint", "seconds"} <= meta.keys()
+        expected = {"step", "run_id", "trained", "fingerprint", "seconds"} <= meta.keys()
         if not expected or not {"times_trained_N", "scorable_N"} <= arrays.keys():
             raise ConfigError(
                 f"{checkpoint / STATE_FILE} is damaged: a part is missing; resume from another checkpoint"
@@ -337,13 +361,12 @@ class Curator:
                 f"{checkpoint} belongs to another run: {differences(meta['fingerprint'], dict(fingerprint))}; resume "
                 "with the config of that run, or start anew with overwrite_output_dir: true"
             )
-        self._run_id = self._ledger.run_id()
-        if meta["run_id"] != self._run_id:
+        why_not = self.why_not(meta)
+        if why_not is not None:
             raise ConfigError(
-                f"{checkpoint} belongs to an earlier run of this directory, whose record was moved aside; resume from "
-                "a checkpoint of the present run, or start anew with overwrite_output_dir: true"
+                f"{checkpoint} {why_not}; resume from another checkpoint, or start anew with overwrite_output_dir: true"
             )
-        self._require_lines_up_to(meta["step"])
+        self._run_id = meta["run_id"]
         self._state = {n.removeprefix("state."): v for n, v in arrays.items() if n.startswith("state.")}
         self._times_trained_N, self._scorable_N = arrays["times_trained_N"], arrays["scorable_N"]
         self._seconds = dict(meta["seconds"])

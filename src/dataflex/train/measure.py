@@ -80,7 +80,10 @@ class Measurer:
             return Measured(values=cached, cost=cost)
         measured = self._sweep_losses()
         if key is not None and self._ranks.is_main:
-            self._cache.save(key, measured.values)
+            try:
+                self._cache.save(key, measured.values)
+            except OSError as error:  # a cache is a convenience
+                self._say(f"the initial losses could not be kept in {self._cache.directory} ({error.strerror}): go on")
         return measured
 
     def _sweep_losses(self) -> Measured:
@@ -140,6 +143,12 @@ class Measurer:
 
     def _cache_key(self) -> dict[str, str] | None:
         """Everything the losses depend on; the tokens and labels stand for tokenizer, template and cutoff."""
+        trainer = self._trainer
+        pictured = any(
+            fetch(trainer.train_dataset, np.array([0]))[0].get(key) for key in ("images", "videos", "audios")
+        )
+        if trainer.is_fsdp_enabled or pictured:  # a part of the weights only; more in a row than its tokens tell
+            return None
         weights = weights_digest(self._trainer.accelerator.unwrap_model(self._trainer.model))
         if weights is None:
             return None
@@ -170,19 +179,35 @@ class Measurer:
         return read_scores(self._selector.path, len(self._pool), self._pool.digest)
 
     def _replay(self, progress: Progress) -> np.ndarray:
-        ledger = Ledger(self._selector.path)
-        recorded = ledger.run().get("fingerprint", {}).get("data")
-        if recorded != self._pool.digest:
-            raise LedgerError(
-                f"{self._selector.path} recorded a run on other data; replay needs the same data set, tokenizer, "
-                "template and cutoff"
-            )
+        ledger = replayed_ledger(self._selector.path, self._pool)
         line = ledger.segments().get(progress.segment)
         if line is None:
             raise LedgerError(
                 f"{self._selector.path} has no segment {progress.segment}: the recorded run is shorter than this one"
             )
         return ledger.rows_of(line)
+
+
+def check_files(selector: Any, pool: Pool, output_dir: str) -> None:
+    """Read what a method reads from files once before the run: a wrong path is no surprise in its middle."""
+    if "file" in selector.needs:
+        read_scores(selector.path, len(pool), pool.digest)
+    if "replay" in selector.needs:
+        if Path(selector.path).resolve() == Path(output_dir).resolve():
+            raise ConfigError(
+                f"replay would read the record that it writes: choose another output_dir than {output_dir}"
+            )
+        replayed_ledger(selector.path, pool)
+
+
+def replayed_ledger(path: str, pool: Pool) -> Ledger:
+    """The ledger of a former run on the same data."""
+    ledger = Ledger(path)
+    if ledger.run().get("fingerprint", {}).get("data") != pool.digest:
+        raise LedgerError(
+            f"{path} recorded a run on other data; replay needs the same data set, tokenizer, template and cutoff"
+        )
+    return ledger
 
 
 def fetch(dataset: Any, rows_B: np.ndarray) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from dataflex.train.indexed import SAMPLE_IDS, IndexedCollator, IndexedDataset
 from dataflex.train.measure import Measurer
 from dataflex.train.pool import read_pool
 from dataflex.train.ranks import Ranks, load_cpu_checkpoints_by_index
-from dataflex.train.refuse import refuse_unsupported
+from dataflex.train.refuse import refuse_model, refuse_unsupported
 from dataflex.train.settings import Settings, check_quotas, geometry_of, make_fingerprint, make_plan, unguided, versions
 
 
@@ -45,9 +45,12 @@ class DynamicDataMixin:
         super().__init__(*args, **kwargs)
         trainer_args = self.args  # type: ignore[attr-defined]
         refuse_unsupported(trainer_args)
+        refuse_model(self.model)  # type: ignore[attr-defined]
         self._dataflex = dataflex
         pool = dataflex.pool or read_pool(self.train_dataset)  # type: ignore[attr-defined]
         geometry = geometry_of(trainer_args)
+        if self.get_total_train_batch_size(trainer_args) != geometry.global_batch:  # type: ignore[attr-defined]
+            raise DataFlexError("tensor, context and sequence parallelism are not supported yet; use data parallelism")
         plan = make_plan(dataflex, trainer_args, len(pool), geometry)
         check_quotas(dataflex, plan, pool, geometry)
         ranks = Ranks(self.accelerator)  # type: ignore[attr-defined]
@@ -110,7 +113,10 @@ class DynamicDataMixin:
     def _before_epoch(self) -> None:
         follows_host = self.curator.method.selector.follows_host
         # A resume in mid-epoch restores a stream from which the draw was already taken.
-        if follows_host and self.state.global_step % self.curator.plan.steps_per_epoch == 0:  # type: ignore[attr-defined]
+        step = self.state.global_step  # type: ignore[attr-defined]
+        # Persistent workers keep one iterator, whose seed is drawn once.
+        persistent = self.args.dataloader_persistent_workers and self.args.dataloader_num_workers > 0  # type: ignore[attr-defined]
+        if follows_host and (step == 0 if persistent else step % self.curator.plan.steps_per_epoch == 0):
             draw_like_a_stock_loader()
 
     def _host_order(self, epoch: int) -> np.ndarray:
@@ -130,15 +136,10 @@ class DynamicDataMixin:
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         trainer_args = self.args  # type: ignore[attr-defined]
-        checkpoint = resume_from_checkpoint or None
-        if checkpoint is True or (checkpoint and self._dataflex.newest_checkpoint):
-            checkpoint = self.curator.ranks.from_main(
-                lambda: newest_complete_checkpoint(trainer_args.output_dir, self._ledger.run_id(), say)
-            )
-        if resume_from_checkpoint is True and checkpoint is None:
-            raise DataFlexError(
-                f"{trainer_args.output_dir} holds no complete checkpoint of this run; remove resume_from_checkpoint"
-            )
+        checkpoint = self.curator.ranks.from_main(lambda: self._checkpoint(resume_from_checkpoint))
+        self.curator.ranks.require_on_all(
+            checkpoint is None or os.path.isdir(checkpoint), f"{checkpoint} is not visible on every machine"
+        )
         curator = self.curator
         if checkpoint and self._micro_batches() % curator.geometry.accumulation and not hasattr(Trainer, "_run_epoch"):
             raise DataFlexError(
@@ -157,11 +158,31 @@ class DynamicDataMixin:
             result = super().train(checkpoint, *args, **kwargs)  # type: ignore[misc]
         finally:
             trainer_args.ignore_data_skip = ignore_data_skip
+        curator.end(self.state.global_step, self.state.best_model_checkpoint)  # type: ignore[attr-defined]
         if curator.num_decisions == 0 and checkpoint is None:
             raise DataFlexError(
                 "the trainer never asked for a segment: it builds its own data loader and cannot be served"
             )
         return result
+
+    def _checkpoint(self, asked_for: str | bool | None) -> str | None:
+        """The checkpoint to resume from, or None (rank 0)."""
+        output_dir, settings = self.args.output_dir, self._dataflex  # type: ignore[attr-defined]
+        if settings.overwrite and asked_for is None:
+            return None
+        if isinstance(asked_for, str) and not settings.newest_checkpoint:
+            return asked_for
+        newest = newest_complete_checkpoint(output_dir, self.curator.why_not, say)
+        if newest is None and asked_for is True:
+            raise DataFlexError(
+                f"{output_dir} holds no checkpoint of this run to resume; remove resume_from_checkpoint"
+            )
+        if newest is not None and not asked_for and self._ledger.run().get("fingerprint") == self._fingerprint:
+            raise DataFlexError(
+                f"{output_dir} holds {os.path.basename(newest)} of this very run; pass resume_from_checkpoint=True, or "
+                "choose another output_dir"
+            )
+        return newest if asked_for else None
 
     def _run_epoch(self, *, steps_in_epoch: int, num_update_steps_per_epoch: int, **kwargs: Any) -> None:
         # The Trainer counts a resumed epoch from zero, but the chain yields only its rest. With the rest's own counts
@@ -174,11 +195,14 @@ class DynamicDataMixin:
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        name = os.path.basename(os.path.normpath(output_dir)) if output_dir else ""
+        is_checkpoint = _internal_call and name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
+        if is_checkpoint:  # of the same step, from an earlier run or branch
+            self.curator.clear(Path(output_dir or ""))
         super().save_model(output_dir, _internal_call=_internal_call)  # type: ignore[misc]
         # Checkpoints only: before trainer_state.json is written and older ones are removed, so that a checkpoint the
         # Trainer takes for complete has our state.
-        name = os.path.basename(os.path.normpath(output_dir)) if output_dir else ""
-        if _internal_call and name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+        if is_checkpoint:
             self.curator.save(Path(output_dir or ""), self.state.global_step, self._fingerprint)  # type: ignore[attr-defined]
 
     def _say_length(self) -> None:

@@ -49,21 +49,24 @@ class Ranks:
         if failure is not None:
             raise failure
         if payload[1] is not None:
-            raise DataFlexError(payload[1])
+            error = DataFlexError(payload[1])
+            error.told_by_rank_0 = True
+            raise error
         return payload[0]
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Concatenate equally long tensors of all ranks along axis 0 (collective)."""
         return cast(torch.Tensor, self._accelerator.gather(tensor))
 
+    def require_on_all(self, condition: bool, sentence: str) -> None:
+        """Raise on every rank when ``condition`` fails on one (collective)."""
+        agreed = self.gather(torch.tensor([int(condition)], device=self.device)).tolist()
+        if not all(agreed):
+            raise DataFlexError(f"{sentence} (rank {agreed.index(0)})")
+
     def require_equal(self, value: str, what: str) -> None:
         """Raise on every rank when ``value`` differs from rank 0's (collective)."""
         if self.world_size == 1:
             return
         same = value == self.from_main(lambda: value)
-        agreed = self.gather(torch.tensor([int(same)], device=self.device))
-        if not bool(agreed.all()):
-            different = [rank for rank, equal in enumerate(agreed.tolist()) if not equal]
-            raise DataFlexError(
-                f"{what} of rank {different[0]} differs from rank 0's; all ranks must read the same data"
-            )
+        self.require_on_all(same, f"{what} differs from rank 0's; all ranks must read the same data")

@@ -36,3 +36,14 @@ def refuse_unsupported(args: Any) -> None:
             f"{args.n_gpu} GPUs are visible to one process (DataParallel); start with torchrun or FORCE_TORCHRUN=1, "
             "or set CUDA_VISIBLE_DEVICES"
         )
+
+
+def refuse_model(model: Any) -> None:
+    """Raise for models whose logits do not stand at the tokens' positions.
+
+    Raises:
+        ConfigError: prompt, prefix or p-tuning, which put virtual tokens before each row.
+    """
+    configs = getattr(model, "peft_config", None)
+    if isinstance(configs, dict) and any(getattr(config, "is_prompt_learning", False) for config in configs.values()):
+        raise ConfigError("prompt tuning puts virtual tokens before each row, which is not supported; use LoRA")

@@ -100,6 +100,8 @@ def make_fingerprint(settings: Settings, pool: Pool, geometry: Geometry) -> dict
         "num_rows": len(pool),
         "data": pool.digest,
         "global_batch": geometry.global_batch,
+        # The host's own order depends on how many ranks fill up the end of a pass.
+        **({"world_size": geometry.world_size} if settings.method.selector.follows_host else {}),
     }
 
 

@@ -178,10 +178,14 @@ class DeltaLoss(SelectorBase):
         """The first selection: keep the initial losses, draw uniformly over the rows that have one."""
         initial_N = signals["loss"] if "loss" in signals else state["initial_losses_N"]
         scored_N = np.isfinite(initial_N)
+        name = "loss" if "loss" in signals else "initial_loss"  # measured now, or at step 0
         selection = Selection(
             rows_Q=draw(scored_N.astype(np.float64), quota, rng, replacement=self.replacement),
             decision="first",
-            columns_N={"loss": initial_N, "weight": scored_N.astype(np.float64)},
+            columns_N={
+                name: initial_N,
+                "weight": scored_N.astype(np.float64),
+            },
             notes={"num_scored": int(scored_N.sum()), "num_unscored": int((~scored_N).sum())},
         )
         return selection, {**state, "initial_losses_N": initial_N}
