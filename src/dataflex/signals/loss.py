@@ -52,6 +52,7 @@ class LossSignal:
         self._to_device = to_device
         self._autocast = autocast
         self._head: LabelHead | None = None
+        self._verdict: str | None = None  # None: not compared yet; "": both paths agree
 
     @property
     def is_fast(self) -> bool:
@@ -62,36 +63,45 @@ class LossSignal:
     def engaged(self, sample_rows: np.ndarray) -> Iterator[str | None]:
         """Take the fast path for the duration if it agrees with the plain one on ``sample_rows`` (2 to 4 rows).
 
+        They are compared the first time; later passes of the same signal go by that verdict.
+
         Yields:
             Why the plain path is taken, or None.
         """
         head = LabelHead(self.model)
-        features = self._features(sample_rows)
-        if not is_text(features, self._collate([dict(feature) for feature in features])):
-            yield "rows are more than tokens and labels"
+        if self._verdict is None:
+            self._verdict = self._check(head, sample_rows)
+        if self._verdict:
+            yield self._verdict
             return
-        if not head.usable:
-            yield "the model names no output embeddings"
-            return
-        plain_Bx2 = self.measure(self.prepare(sample_rows))
+        with self._through(head):
+            yield None
+
+    @contextmanager
+    def _through(self, head: LabelHead) -> Iterator[None]:
         with head.engaged():
             self._head = head
             try:
-                why = self._disagreement(sample_rows, plain_Bx2)
-                if why is not None:
-                    self._head = None
-                yield why
+                yield
             finally:
                 self._head = None
 
-    def _disagreement(self, sample_rows: np.ndarray, plain_Bx2: torch.Tensor) -> str | None:
+    def _check(self, head: LabelHead, sample_rows: np.ndarray) -> str:
+        """Compare both paths; return why the fast one cannot be taken, "" when it can."""
+        features = self._features(sample_rows)
+        if not is_text(features, self._collate([dict(feature) for feature in features])):
+            return "rows are more than tokens and labels"
+        if not head.usable:
+            return "the model names no output embeddings"
+        plain_Bx2 = self.measure(self.prepare(sample_rows))
         try:
-            fast_Bx2 = self.measure(self.prepare(sample_rows))
+            with self._through(head):
+                fast_Bx2 = self.measure(self.prepare(sample_rows))
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             return f"the fast path fails: {' '.join(str(error).split())[:200]}"
         tolerance = TOLERANCE_HALF if self._in_half_precision() else TOLERANCE_FP32
         if torch.allclose(fast_Bx2, plain_Bx2, rtol=tolerance, atol=tolerance, equal_nan=True):
-            return None
+            return ""
         apart = float(((fast_Bx2 - plain_Bx2).abs() / plain_Bx2.abs().clamp(min=1e-9)).max())
         return f"the fast path differs from the model's own logits by {apart:.2g}"
 

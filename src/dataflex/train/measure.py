@@ -57,6 +57,7 @@ class Measurer:
         self._trainer, self._selector, self._pool, self._ranks, self._say = trainer, selector, pool, ranks, say
         self._ledger, self._batch_tokens = ledger, batch_tokens
         self._told_why = False
+        self._signal: LossSignal | None = None  # one a run: its fast path is checked once
         self._cache = SignalCache(Path(getattr(selector, "cache_dir", None) or ledger.root / "cache"))
 
     def __call__(self, name: str, progress: Progress) -> Measured:
@@ -89,13 +90,7 @@ class Measurer:
     def _sweep_losses(self) -> Measured:
         trainer, pool = self._trainer, self._pool
         sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-        signal = LossSignal(
-            model=trainer.model_wrapped if sharded else trainer.model,
-            features=lambda rows_B: fetch(trainer.train_dataset, rows_B),
-            collate=trainer._get_collator_with_removed_columns(trainer.data_collator),
-            to_device=lambda batch: dict(send_to_device(batch, trainer.accelerator.device)),
-            autocast=trainer.compute_loss_context_manager,
-        )
+        signal = self._signal = self._signal or self._loss_signal(sharded)
         rows = np.flatnonzero(pool.info.trainable_N)
         budget = self._batch_tokens or self._ranks.from_main(lambda: self._ledger.run().get("score_batch_tokens"))
         ranks = Collective(
@@ -123,6 +118,16 @@ class Measurer:
             "logits": "label positions" if why_not is None else "all positions",
         }
         return Measured(values=losses_N, cost=cost)
+
+    def _loss_signal(self, sharded: bool) -> LossSignal:
+        trainer = self._trainer
+        return LossSignal(
+            model=trainer.model_wrapped if sharded else trainer.model,
+            features=lambda rows_B: fetch(trainer.train_dataset, rows_B),
+            collate=trainer._get_collator_with_removed_columns(trainer.data_collator),
+            to_device=lambda batch: dict(send_to_device(batch, trainer.accelerator.device)),
+            autocast=trainer.compute_loss_context_manager,
+        )
 
     def _middle_rows(self, rows: np.ndarray) -> np.ndarray:
         """Three rows of different, moderate length, on which the fast path is checked."""
