@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -36,7 +35,7 @@ SHAPES = {
     "llama-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
 }
 VOCABULARY = 128_256
-CHUNK_WAYS = ("plain", "padded", "dataflex", "limit")
+WAYS = ("plain", "padded", "dataflex", "limit")
 
 
 def make_model(name: str, device: torch.device) -> nn.Module:
@@ -177,16 +176,12 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def peak_extra(work: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes that a call needs beyond what is held already; None where the process's peak cannot be reset."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        return torch.cuda.max_memory_allocated(device) - before
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_extra(work: Callable[[], Any], device: torch.device) -> int:
+    """Bytes that a call needs on a CUDA device beyond what is held already."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     work()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 or None
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -225,21 +220,21 @@ def main() -> None:
     ways = Ways(model, rows, device)
     share = float(np.mean([np.mean(np.array(row["labels"]) != -100) for row in rows]))
     blocks = [np.arange(len(rows))[start :: args.blocks] for start in range(args.blocks)]
-    seconds: dict[str, list[float]] = {name: [] for name in CHUNK_WAYS}
-    peaks: dict[str, int | None] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    peaks: dict[str, int] = {}
     with undisturbed(model):
         ways.limit(blocks[0][:8])  # finds its shape and warms up
         ways.plain(blocks[0][:2])
         for turn, block in enumerate(blocks):
-            for name in CHUNK_WAYS[turn % 4 :] + CHUNK_WAYS[: turn % 4]:
+            for name in WAYS[turn % 4 :] + WAYS[: turn % 4]:
                 seconds[name].append(timed(lambda n=name, b=block: getattr(ways, n)(b), device))
         if device.type == "cuda":  # on a CPU: python -m benchmarks.memory, a process a way
-            peaks = {name: peak_extra(lambda n=name: getattr(ways, n)(blocks[0]), device) for name in CHUNK_WAYS}
+            peaks = {name: peak_extra(lambda n=name: getattr(ways, n)(blocks[0]), device) for name in WAYS}
     tokens = [int(ways.lengths[block].sum()) for block in blocks]
     peak = matmul_peak(device, next(model.parameters()).dtype)
     per_token = flops_per_token(model, share)
     results = []
-    for name in CHUNK_WAYS:
+    for name in WAYS:
         rate = sum(tokens) / sum(seconds[name])
         results.append(
             {
