@@ -34,6 +34,14 @@ def test_static_trains_what_the_stock_trainer_trains(config, tmp_path: Path, bat
     assert_same_weights(stock, ours)
 
 
+def test_static_with_persistent_workers_trains_what_the_stock_trainer_trains(config, tmp_path: Path) -> None:
+    """They keep one iterator for all epochs, which draws its seed once."""
+    common = {"num_train_epochs": 2.0, "dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    stock = train_stock(config(output_dir=str(tmp_path / "stock"), **common))
+    ours = train(config(output_dir=str(tmp_path / "ours"), component_name="static", warmup_step=0, **common), tmp_path)
+    assert_same_weights(stock, ours)
+
+
 def test_another_order_gives_other_weights(config, tmp_path: Path) -> None:
     """The comparison above can fail: the same run on chosen rows differs."""
     stock = train_stock(config(output_dir=str(tmp_path / "stock"), max_steps=7))

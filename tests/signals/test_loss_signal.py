@@ -21,6 +21,7 @@ from tiny_models import (
 
 from dataflex.signals.head import LabelHead
 from dataflex.signals.loss import LossSignal, loss_sums, mean_losses, with_positions
+from dataflex.signals.sweep import Collective, sweep
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 ROWS = make_rows()
@@ -149,6 +150,14 @@ def test_rows_that_are_more_than_text_are_measured_the_plain_way(llama, extra: d
     )
     with signal.engaged(np.array([1])) as why_not:
         assert why_not == "rows are more than tokens and labels"
+
+
+def test_a_pool_without_a_row_to_score_is_no_crash(llama) -> None:
+    signal = signal_of(llama, ROWS)
+    with torch.no_grad(), signal.engaged(np.zeros(0, dtype=np.int64)) as why_not:
+        assert why_not == "there is no row to compare on"
+        result = sweep(signal, np.full(3, 5), np.zeros(0, dtype=np.int64), ranks=Collective(device=torch.device("cpu")))
+    assert np.isnan(result.values_NxC).all()
 
 
 def test_a_row_with_masked_tokens_keeps_its_mask(llama) -> None:

@@ -58,7 +58,7 @@ def run_dynamic(config: Mapping[str, Any], settings: Settings) -> Any:
         if session.trainer is not None or os.environ.get("DATAFLEX_TRACEBACK"):
             raise
         raise DataFlexError(_one_sentence(error)) from error
-    if session.trainer is None or session.trainer.curator is None:
+    if session.trainer is None:
         raise DataFlexError("LLaMA-Factory built another trainer than the one that can be served; nothing was chosen")
     return session.trainer
 

@@ -88,6 +88,8 @@ class LossSignal:
 
     def _check(self, head: LabelHead, sample_rows: np.ndarray) -> str:
         """Compare both paths; return why the fast one cannot be taken, "" when it can."""
+        if len(sample_rows) == 0:
+            return "there is no row to compare on"
         features = self._features(sample_rows)
         if not is_text(features, self._collate([dict(feature) for feature in features])):
             return "rows are more than tokens and labels"

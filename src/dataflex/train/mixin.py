@@ -111,12 +111,12 @@ class DynamicDataMixin:
         return micro_batches_per_pass(len(curator.pool), curator.geometry, drop_last=args.dataloader_drop_last)
 
     def _before_epoch(self) -> None:
-        follows_host = self.curator.method.selector.follows_host
-        # A resume in mid-epoch restores a stream from which the draw was already taken.
-        step = self.state.global_step  # type: ignore[attr-defined]
-        # Persistent workers keep one iterator, whose seed is drawn once.
-        persistent = self.args.dataloader_persistent_workers and self.args.dataloader_num_workers > 0  # type: ignore[attr-defined]
-        if follows_host and (step == 0 if persistent else step % self.curator.plan.steps_per_epoch == 0):
+        step, args = self.state.global_step, self.args  # type: ignore[attr-defined]
+        # Persistent workers keep one iterator, whose seed is drawn once. Otherwise once an epoch, at its beginning: a
+        # resume in mid-epoch restores a stream from which the draw was already taken.
+        persistent = args.dataloader_persistent_workers and args.dataloader_num_workers > 0
+        draws_now = step == 0 if persistent else step % self.curator.plan.steps_per_epoch == 0
+        if self.curator.method.selector.follows_host and draws_now:
             draw_like_a_stock_loader()
 
     def _host_order(self, epoch: int) -> np.ndarray:
