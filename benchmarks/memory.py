@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks.scoring import VOCABULARY
+from benchmarks.scoring import VOCABULARY, peak_extra
 from dataflex.signals.head import LabelHead
 
 WIDTH = 512  # tokens of a row
@@ -42,21 +42,16 @@ def peak_of(way: str, tokens: int) -> int:
     head = LabelHead(model)
     with torch.no_grad():
         model(input_ids=ids[:1, :8], use_cache=False)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
-        before = resident("VmRSS")
-        if way == "padded":
+
+        def padded() -> None:
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
             nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
-        else:
+
+        def chunked() -> None:
             with head.engaged():
                 head.losses(lambda: model(input_ids=ids, use_cache=False), labels)
-    return resident("VmHWM") - before
 
-
-def resident(field: str) -> int:
-    """Resident bytes of this process: VmRSS now, VmHWM at the peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+        return peak_extra(padded if way == "padded" else chunked, torch.device("cpu"))
 
 
 def main() -> None:

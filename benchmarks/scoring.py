@@ -2,10 +2,10 @@
 
 python -m benchmarks.scoring --device cpu|cuda [--model llama-1b|llama-8b|smollm2|PATH] --out FILE.json
 
-Four ways over the same rows, interleaved in blocks so that a drift of the machine's speed meets all alike:
+Four ways over the same rows, in turn after every batch, so that a drift of the machine's speed meets all alike:
 plain     batch 1, the model's own loss
 padded    random batches of 8, padded, the model's own logits
-dataflex  the sweep as it runs in training
+dataflex  one pass of the sweep as it runs in training: with its calibration and the check of its fast path
 limit     as many tokens in one dense, equally long batch shape at its best size: body, and head at the labels only
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -27,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from dataflex.signals.base import undisturbed
 from dataflex.signals.head import LabelHead
-from dataflex.signals.loss import LossSignal
+from dataflex.signals.loss import LossSignal, rows_to_check
 from dataflex.signals.sweep import Collective, sweep
 
 SHAPES = {
@@ -92,77 +91,103 @@ def collate(features: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 class Ways:
-    """The four ways over one set of rows; each takes some of the rows and returns seconds."""
+    """The four ways over one set of rows. Each works off its rows piece by piece and keeps its own clock."""
 
     def __init__(self, model: nn.Module, rows: list[dict[str, list[int]]], device: torch.device) -> None:
         self.model, self.rows, self.device = model, rows, device
         self.lengths = np.array([len(row["input_ids"]) for row in rows])
-        self.signal = LossSignal(
-            model=model,
-            features=lambda rows_B: [dict(rows[row]) for row in rows_B],
-            collate=collate,
-            to_device=self.to_device,
-            autocast=nullcontext,
-        )
+        self.num_labels = sum(label != -100 for row in rows for label in row["labels"][1:])
+        self.label_share = self.num_labels / int(self.lengths.sum())
         self.batch_tokens: int | None = None
-        self.limit_shape: tuple[int, int] | None = None
+        self.limit_shape = (1, max(8, round(float(self.lengths.mean()))))
+        self.tokens = dict.fromkeys(WAYS, 0)
+        self.seconds = dict.fromkeys(WAYS, 0.0)
+        self._left = {name: np.random.default_rng(1).permutation(len(rows)) for name in ("plain", "padded")}
 
     def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
-    def plain(self, part: np.ndarray) -> None:
-        for row in part:
+    def plain(self, rows: np.ndarray) -> None:
+        for row in rows:
             batch = self.to_device(collate([self.rows[row]]))
             batch.pop("attention_mask")
             self.model(**batch, use_cache=False).loss.item()
 
-    def padded(self, part: np.ndarray) -> None:
-        shuffled = np.random.default_rng(1).permutation(part)
-        for start in range(0, len(shuffled), 8):
-            batch = self.to_device(collate([self.rows[row] for row in shuffled[start : start + 8]]))
+    def padded(self, rows: np.ndarray) -> None:
+        for start in range(0, len(rows), 8):
+            batch = self.to_device(collate([self.rows[row] for row in rows[start : start + 8]]))
             labels = batch.pop("labels")
             logits = self.model(**batch, use_cache=False).logits[:, :-1].float()
             losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
             losses.view(len(labels), -1).sum(1).tolist()
 
-    def dataflex(self, part: np.ndarray) -> None:
-        ranks = Collective(device=self.device)
-        order = part[np.argsort(self.lengths[part])]
-        sample = order[[len(order) // 4, len(order) // 2, len(order) * 3 // 4]]
-        with self.signal.engaged(sample) as why_not:
-            assert why_not is None, why_not
-            result = sweep(self.signal, self.lengths, part, ranks=ranks, batch_tokens=self.batch_tokens)
-        self.batch_tokens = result.batch_tokens
+    def limit(self, num_batches: int) -> None:
+        for _ in range(num_batches):
+            self.dense(*self.limit_shape)
 
-    def limit(self, part: np.ndarray) -> None:
-        tokens = int(self.lengths[part].sum())
-        share = np.mean([np.mean(np.array(self.rows[row]["labels"]) != -100) for row in part])
-        batch, width = self.limit_shape or self.find_limit_shape(part, float(share))
-        for _ in range(max(1, round(tokens / (batch * width)))):
-            self.dense(batch, width, float(share))
-
-    def dense(self, batch: int, width: int, share: float) -> None:
+    def dense(self, batch: int, width: int) -> None:
         ids = torch.randint(3, 1000, (batch, width), device=self.device)
         labels = torch.full_like(ids, -100)
-        labels[:, -max(1, round(share * width)) :] = 5
+        labels[:, -max(1, round(self.label_share * width)) :] = 5
         head = LabelHead(self.model)
         with head.engaged():
             head.losses(lambda: self.model(input_ids=ids, use_cache=False), labels)
 
-    def find_limit_shape(self, part: np.ndarray, share: float) -> tuple[int, int]:
-        """The best of some dense shapes of the rows' mean length."""
-        width = max(8, round(float(self.lengths[part].mean())))
-        best, best_rate = (1, width), 0.0
-        for batch in (1, 2, 4, 8, 16, 32, 64, 128):
-            tokens = batch * width
-            if tokens > (4096 if self.device.type == "cpu" else 131072):
+    def find_limit_shape(self) -> None:
+        """The fastest of some dense shapes of the rows' mean length, each timed three times."""
+        width, best_rate = self.limit_shape[1], 0.0
+        for batch in (4, 8, 16, 32, 64, 128, 256, 512):
+            if batch * width > (4096 if self.device.type == "cpu" else 131072):
                 break
-            self.dense(batch, width, share)
-            seconds = timed(lambda b=batch: self.dense(b, width, share), self.device)
-            if tokens / seconds > best_rate:
-                best, best_rate = (batch, width), tokens / seconds
-        self.limit_shape = best
-        return best
+            self.dense(batch, width)
+            seconds = min(timed(lambda b=batch: self.dense(b, width), self.device) for _ in range(3))
+            if batch * width / seconds > best_rate:
+                self.limit_shape, best_rate = (batch, width), batch * width / seconds
+
+    def dataflex(self, rows: np.ndarray, advance: Callable[[int], None]) -> None:
+        signal = LossSignal(
+            model=self.model,
+            features=lambda rows_B: [dict(self.rows[row]) for row in rows_B],
+            collate=collate,
+            to_device=self.to_device,
+            autocast=nullcontext,
+        )
+        with signal.engaged(rows_to_check(self.lengths, rows)) as why_not:
+            assert why_not is None, why_not
+            ranks = Collective(device=self.device)
+            self.batch_tokens = sweep(signal, self.lengths, rows, ranks=ranks, advance=advance).batch_tokens
+
+    def measure(self) -> None:
+        """One pass of ours; after each of its batches the other ways catch up with the share of rows done."""
+        done = 0
+        paused = 0.0
+
+        def others(num_rows: int) -> None:
+            nonlocal done, paused
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            began = time.perf_counter()
+            done += num_rows
+            self._catch_up(done / len(self.rows))
+            paused += time.perf_counter() - began
+
+        whole = timed(lambda: self.dataflex(np.arange(len(self.rows)), others), self.device)
+        self.tokens["dataflex"], self.seconds["dataflex"] = int(self.lengths.sum()), whole - paused
+
+    def _catch_up(self, share: float) -> None:
+        """Let every other way do its part up to this share of all rows."""
+        for name in ("plain", "padded"):
+            ahead = len(self._left[name]) - round((1 - share) * len(self.rows))
+            ahead = ahead if share == 1 else ahead // 8 * 8
+            part, self._left[name] = self._left[name][:ahead], self._left[name][ahead:]
+            self._clock(name, int(self.lengths[part].sum()), lambda n=name, p=part: getattr(self, n)(p))
+        batch = self.limit_shape[0] * self.limit_shape[1]
+        num_batches = max(0, round((share * int(self.lengths.sum()) - self.tokens["limit"]) / batch))
+        self._clock("limit", num_batches * batch, lambda: self.limit(num_batches))
+
+    def _clock(self, name: str, tokens: int, work: Callable[[], None]) -> None:
+        self.tokens[name] += tokens
+        self.seconds[name] += timed(work, self.device)
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
@@ -177,11 +202,22 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def peak_extra(work: Callable[[], Any], device: torch.device) -> int:
-    """Bytes that a call needs on a CUDA device beyond what is held already."""
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    """Bytes that a call needs beyond what is held already: allocated on a CUDA device, resident on a CPU (Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
+    before = resident("VmRSS")
     work()
-    return torch.cuda.max_memory_allocated(device) - before
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> int:
+    """Resident bytes of this process: VmRSS now, VmHWM at the peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -207,7 +243,6 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="llama-1b, llama-8b, smollm2 or a model folder")
     parser.add_argument("--rows", type=int, default=None, help="number of rows; default 240 on a CPU, 4096 elsewhere")
     parser.add_argument("--pool", choices=("lognormal", "quickstart"), default=None)
-    parser.add_argument("--blocks", type=int, default=3, help="the rows are cut into so many blocks, measured in turn")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -218,46 +253,41 @@ def main() -> None:
         count = args.rows or (240 if args.device == "cpu" else 4096)
         rows = make_rows(count, model.config.vocab_size, max_length=2048)
     ways = Ways(model, rows, device)
-    share = float(np.mean([np.mean(np.array(row["labels"]) != -100) for row in rows]))
-    blocks = [np.arange(len(rows))[start :: args.blocks] for start in range(args.blocks)]
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    peaks: dict[str, int] = {}
+    longest = np.argsort(-ways.lengths)[:16]
     with undisturbed(model):
-        ways.limit(blocks[0][:8])  # finds its shape and warms up
-        ways.plain(blocks[0][:2])
-        for turn, block in enumerate(blocks):
-            for name in WAYS[turn % 4 :] + WAYS[: turn % 4]:
-                seconds[name].append(timed(lambda n=name, b=block: getattr(ways, n)(b), device))
-        if device.type == "cuda":  # on a CPU: python -m benchmarks.memory, a process a way
-            peaks = {name: peak_extra(lambda n=name: getattr(ways, n)(blocks[0]), device) for name in WAYS}
-    tokens = [int(ways.lengths[block].sum()) for block in blocks]
+        ways.plain(longest[:2])
+        ways.find_limit_shape()
+        ways.measure()
+        work = {
+            "plain": lambda: ways.plain(longest),
+            "padded": lambda: ways.padded(longest),
+            "dataflex": lambda: ways.dataflex(longest, lambda num_rows: None),
+            "limit": lambda: ways.limit(1),
+        }
+        peaks = {name: peak_extra(work[name], device) for name in WAYS}
     peak = matmul_peak(device, next(model.parameters()).dtype)
-    per_token = flops_per_token(model, share)
+    per_token = flops_per_token(model, ways.label_share)
     results = []
     for name in WAYS:
-        rate = sum(tokens) / sum(seconds[name])
+        rate = ways.tokens[name] / ways.seconds[name]
         results.append(
             {
                 "name": name,
                 "tokens_per_s": rate,
-                "seconds": sum(seconds[name]),
-                "peak_extra_bytes": peaks.get(name),
+                "seconds": ways.seconds[name],
+                "peak_extra_bytes": peaks[name],
                 "share_of_matmul_peak": rate * per_token / peak,
             }
         )
-    by_name = {result["name"]: result for result in results}
-    for result in results:
         print(
-            f"{result['name']:9} {result['seconds']:8.1f} s  {result['tokens_per_s']:9.0f} tokens/s  "
-            f"{result['share_of_matmul_peak']:.2f} of the matmul peak ({peak / 1e12:.2f} TFLOP/s)"
+            f"{name:9} {ways.seconds[name]:8.1f} s  {rate:9.0f} tokens/s  {peaks[name] / 2**20:6.0f} MiB  "
+            f"{results[-1]['share_of_matmul_peak']:.2f} of the matmul peak ({peak / 1e12:.2f} TFLOP/s)"
         )
-    for one, other in (("dataflex", "plain"), ("dataflex", "padded"), ("dataflex", "limit")):
-        ratios = [b / a for a, b in zip(seconds[one], seconds[other], strict=True)]
-        print(f"{one} / {other}: {statistics.median(ratios):.2f} (blocks: {', '.join(f'{r:.2f}' for r in ratios)})")
-    total = by_name["dataflex"]["tokens_per_s"] / by_name["limit"]["tokens_per_s"]
+    rates = {result["name"]: result["tokens_per_s"] for result in results}
     print(
-        f"over all blocks, dataflex / limit: {total:.3f}; batch of {ways.batch_tokens} tokens, limit {ways.limit_shape}"
+        ", ".join(f"dataflex / {name}: {rates['dataflex'] / rates[name]:.3f}" for name in ("plain", "padded", "limit"))
     )
+    print(f"batches of {ways.batch_tokens} tokens, dense batches of {ways.limit_shape[0]} x {ways.limit_shape[1]}")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     args.out.write_text(json.dumps({"device": name, "model": args.model, "results": results}, indent=1))
 

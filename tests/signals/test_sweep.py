@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tiny_models import make_model, make_rows, signal_of
 
 from dataflex.core.errors import DataFlexError
-from dataflex.signals.sweep import CANDIDATES, Collective, Sweep, batches_by_length, sweep
+from dataflex.signals.batches import batches_by_length
+from dataflex.signals.sweep import CANDIDATES, Collective, Sweep, sweep
 
 CPU = torch.device("cpu")
 
@@ -172,6 +173,36 @@ def test_batches_depend_on_which_rows_not_on_their_order(lengths, random) -> Non
     random.shuffle(shuffled)
     one, other = (batches_by_length(np.array(lengths), np.array(r), 20) for r in (range(len(lengths)), shuffled))
     assert [b.tolist() for b in one] == [b.tolist() for b in other]
+
+
+def cheapest(lengths: list[int], batch_tokens: int, overhead: int) -> float:
+    """Padded tokens and forwards of the best cut of descending lengths, by trying all of them."""
+    best = [0.0]
+    for stop in range(1, len(lengths) + 1):
+        fitting = (
+            (start, lengths[start] * (stop - start))
+            for start in range(stop)
+            if stop - start == 1 or lengths[start] * (stop - start) <= batch_tokens
+        )
+        best.append(min(best[start] + tokens + overhead for start, tokens in fitting))
+    return best[-1]
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=30, unique=True), st.integers(1, 60))
+def test_no_other_cut_is_cheaper(lengths: list[int], overhead: int) -> None:
+    lengths_N, budget = np.array(lengths), 10**6
+    batches = batches_by_length(lengths_N, np.arange(len(lengths)), budget, overhead)
+    cost = sum(len(batch) * int(lengths_N[batch].max()) + overhead for batch in batches)
+    assert cost == cheapest(sorted(lengths, reverse=True), budget, overhead)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(60, 500))
+def test_within_a_budget_the_cut_is_near_the_cheapest(lengths: list[int], budget: int) -> None:
+    """Ranges are cut before batches are: at most one forward more for each range."""
+    lengths_N, overhead = np.array(lengths), 16
+    batches = batches_by_length(lengths_N, np.arange(len(lengths)), budget, overhead)
+    cost = sum(len(batch) * int(lengths_N[batch].max()) + overhead for batch in batches)
+    assert cost <= cheapest(sorted(lengths, reverse=True), budget, overhead) * 1.35 + overhead
 
 
 class NeedsMemory(Fingerprints):

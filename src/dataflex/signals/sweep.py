@@ -14,12 +14,15 @@ import torch
 
 from dataflex.core.errors import DataFlexError
 from dataflex.signals.base import Signal
+from dataflex.signals.batches import batches_by_length, forward_tokens
 
-# Padded tokens of one batch that calibration tries, smallest first. A CPU is fastest while a batch fits its cache, an
-# accelerator once it is full.
-CANDIDATES = {"cpu": (128, 256, 512, 1024, 2048)}
-CANDIDATES_ACCELERATOR = (4096, 8192, 16384, 32768, 65536, 131072)
-# A larger batch must be this much faster than a smaller one to be worth its memory.
+# Padded tokens of one batch that calibration may try, and the one it begins with. A CPU is fastest while a batch fits
+# its cache, an accelerator once it is full.
+CANDIDATES = {"cpu": (128, 256, 512, 1024, 2048, 4096)}
+CANDIDATES_ACCELERATOR = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
+FIRST_CANDIDATE = {"cpu": 2048}
+FIRST_CANDIDATE_ACCELERATOR = 16384
+# Another batch size must be this much faster than the present one to be taken: smaller differences are noise.
 WORTHWHILE = 1.03
 
 
@@ -46,21 +49,6 @@ class Collective:
     sharded: bool = False  # every rank must run the same number of forwards
 
 
-def batches_by_length(lengths_N: np.ndarray, rows: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Cut ``rows`` into batches of similar length, longest first, each of at most ``batch_tokens`` padded tokens.
-
-    The longest come first so that a batch that does not fit into memory shows itself at once. A batch's composition
-    does not depend on the number of ranks.
-    """
-    order = rows[np.lexsort((rows, -lengths_N[rows]))]
-    batches, start = [], 0
-    while start < len(order):
-        size = max(1, batch_tokens // max(1, int(lengths_N[order[start]])))
-        batches.append(order[start : start + size])
-        start += size
-    return batches
-
-
 def sweep(
     signal: Signal,
     lengths_N: np.ndarray,
@@ -72,9 +60,10 @@ def sweep(
 ) -> Sweep:
     """Measure ``signal`` for ``rows``; collective.
 
-    Without ``batch_tokens`` the first batches are measured with growing budgets, and the fastest is kept for the rest:
-    these are rows like any other, so calibration costs nothing. All ranks run the same number of forwards; where the
-    batches do not divide evenly the first ones are measured twice and fall together, since results are put back by row.
+    Without ``batch_tokens`` the first batches are measured with different budgets, and the fastest is kept for the
+    rest: these are rows like any other, so calibration costs next to nothing. All ranks run the same number of
+    forwards; where the batches do not divide evenly the first ones are measured twice and fall together, since results
+    are put back by row.
 
     Args:
         signal: what to measure.
@@ -95,7 +84,7 @@ def sweep(
     rest = rows
     if batch_tokens is None:
         batch_tokens, rest = _calibrate(shard, lengths_N, rows)
-    shard.measure(batches_by_length(lengths_N, rest, batch_tokens))
+    shard.measure(batches_by_length(lengths_N, rest, batch_tokens, forward_tokens(ranks.device.type)))
     if shard.any_rank(shard.num_out_of_memory > 0):
         batch_tokens = min(batch_tokens, shard.smallest_limit() // 2)
     return Sweep(
@@ -109,31 +98,44 @@ def sweep(
 
 
 def _calibrate(shard: _Shard, lengths_N: np.ndarray, rows: np.ndarray) -> tuple[int, np.ndarray]:
-    """Measure some rows with growing budgets; return the best budget and the rows that are left.
+    """Measure some rows with different budgets; return the best budget and the rows that are left.
 
-    The rows are taken from the middle of the lengths outwards, so that budgets are compared on rows of similar length.
+    From a usual budget it climbs to larger ones while they are faster, else to smaller ones. The rows are taken from
+    the middle of the lengths outwards, so that budgets are compared on rows of similar length.
     """
-    candidates = CANDIDATES.get(shard.ranks.device.type, CANDIDATES_ACCELERATOR)
+    kind = shard.ranks.device.type
+    candidates = CANDIDATES.get(kind, CANDIDATES_ACCELERATOR)
+    first = candidates.index(FIRST_CANDIDATE.get(kind, FIRST_CANDIDATE_ACCELERATOR))
     order = rows[np.lexsort((rows, -lengths_N[rows]))]
-    start = len(order) // 2
-    best, best_rate = candidates[0], 0.0
-    taken_from = start
-    for candidate in candidates:
+    begin = start = len(order) // 2
+
+    def rate(candidate: int) -> float | None:
+        """Tokens a second with this budget; None when too few rows are left, 0 when memory ran out."""
+        nonlocal start
         size = max(1, candidate // max(1, int(lengths_N[order[start]]))) if start < len(order) else 1
         batch_rows = order[start : start + size * shard.ranks.world_size]
         if len(batch_rows) < size * shard.ranks.world_size:
-            break
-        batches = [batch_rows[i :: shard.ranks.world_size] for i in range(shard.ranks.world_size)]
-        halved_before = shard.num_out_of_memory
-        rate = int(lengths_N[batch_rows].sum()) / shard.measure(batches)
+            return None
         start += len(batch_rows)
-        if shard.any_rank(shard.num_out_of_memory > halved_before):
+        halved_before = shard.num_out_of_memory
+        batches = [batch_rows[i :: shard.ranks.world_size] for i in range(shard.ranks.world_size)]
+        seconds = shard.measure(batches)
+        fits = not shard.any_rank(shard.num_out_of_memory > halved_before)
+        return int(lengths_N[batch_rows].sum()) / seconds if fits else 0.0
+
+    best = candidates[first]
+    best_rate = rate(best)
+    if best_rate is None:
+        return best, rows
+    for others in (candidates[first + 1 :], candidates[:first][::-1]):
+        for candidate in others:
+            found = rate(candidate)
+            if found is None or found <= best_rate * WORTHWHILE:
+                break
+            best, best_rate = candidate, found
+        if best != candidates[first]:
             break
-        if rate > best_rate * WORTHWHILE:
-            best, best_rate = candidate, rate
-        elif rate < best_rate / WORTHWHILE:
-            break
-    return best, np.concatenate([order[:taken_from], order[start:]])
+    return best, np.concatenate([order[:begin], order[start:]])
 
 
 class _Shard:
@@ -167,7 +169,9 @@ class _Shard:
             self._measure(round_[self.ranks.rank], prepared)
             step = min(sum(len(batch) for batch in round_), left)  # rows measured twice count once
             left -= step
+            paused = time.perf_counter()
             self._advance(step)
+            began += time.perf_counter() - paused  # a progress bar is no part of a batch's speed
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize(self.ranks.device)
         seconds = torch.tensor([time.perf_counter() - began], dtype=torch.float64, device=self.ranks.device)

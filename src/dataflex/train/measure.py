@@ -17,7 +17,7 @@ from dataflex.ledger.ledger import Ledger
 from dataflex.signals.base import undisturbed
 from dataflex.signals.cache import SignalCache, weights_digest
 from dataflex.signals.file import read_scores
-from dataflex.signals.loss import LossSignal, mean_losses
+from dataflex.signals.loss import LossSignal, mean_losses, rows_to_check
 from dataflex.signals.sweep import Collective, Sweep, sweep
 from dataflex.train.pool import Pool
 from dataflex.train.ranks import Ranks
@@ -101,7 +101,7 @@ class Measurer:
             sharded=sharded,
         )
         bar = tqdm(total=len(rows), desc="scoring", unit=" samples", leave=False, disable=not self._ranks.is_main)
-        with bar, undisturbed(signal.model), signal.engaged(self._middle_rows(rows)) as why_not:
+        with bar, undisturbed(signal.model), signal.engaged(rows_to_check(pool.info.num_tokens_N, rows)) as why_not:
             result = sweep(signal, pool.info.num_tokens_N, rows, ranks=ranks, batch_tokens=budget, advance=bar.update)
         self._tell(why_not, result, budget)
         losses_N = mean_losses(result.values_NxC)
@@ -128,11 +128,6 @@ class Measurer:
             to_device=lambda batch: dict(send_to_device(batch, trainer.accelerator.device)),
             autocast=trainer.compute_loss_context_manager,
         )
-
-    def _middle_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Three rows of different, moderate length, on which the fast path is checked."""
-        order = rows[np.argsort(self._pool.info.num_tokens_N[rows], kind="stable")]
-        return order[[len(order) // 4, len(order) // 2, len(order) * 3 // 4]] if len(order) else order
 
     def _tell(self, why_not: str | None, result: Sweep, budget: int | None) -> None:
         """Say what is out of the ordinary, once, and keep the batch size for later passes and resumes."""
