@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from dataflex.algorithms.base import Selection
-from dataflex.core.draw import passes
 from dataflex.core.errors import ConfigError, DataFlexError, LedgerError
 from dataflex.core.order import Deal, Geometry
 from dataflex.core.plan import SegmentPlan
-from dataflex.core.seeds import loader_seed, segment_rng
+from dataflex.core.seeds import loader_seed
 from dataflex.core.segment import Progress, Segment
 from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.ledger import Ledger
 from dataflex.train.checkpoint import STATE_FILE, TRAINER_STATE_NAME, read_state, write_state
+from dataflex.train.decide import decide
 from dataflex.train.describe import describe, metrics, quantiles
 from dataflex.train.measure import Measured
 from dataflex.train.pool import Pool
@@ -163,10 +163,20 @@ class Curator:
         if "loss" in signals:
             self._scorable_N = self.pool.info.trainable_N & np.isfinite(signals["loss"])
         chose = time.perf_counter()
-        selection = self._selection(segment, progress, signals, quota, epoch_rows)
-        rows_Q = selection.rows_Q
-        if not selection.ordered:
-            rows_Q = rows_Q[np.argsort(segment_rng(self.seed, segment.index, "order").random(len(rows_Q)))]
+        if epoch_rows is not None:
+            first = (segment.start - segment.cycle * self.plan.steps_per_epoch) * self.geometry.global_batch
+            rows_Q = epoch_rows[first : first + quota]
+            selection = Selection(rows_Q=rows_Q, decision="host order", ordered=True)
+        else:
+            selection, rows_Q, self._state = decide(
+                self.method.selector,
+                progress,
+                state=self._state,
+                signals=signals,
+                scorable_N=self._scorable_N,
+                quota=quota,
+                seed=self.seed,
+            )
         self._check(rows_Q, quota, segment, host=epoch_rows is not None)
         columns_N = dict(selection.columns_N)
         if columns_N:
@@ -201,31 +211,6 @@ class Curator:
             self._recorded = None
             return {**recorded, "as_recorded": True}, rows_Q
         return self._ledger.append(line, rows_Q, columns_N), rows_Q
-
-    def _selection(
-        self,
-        segment: Segment,
-        progress: Progress,
-        signals: Mapping[str, np.ndarray],
-        quota: int,
-        epoch_rows: np.ndarray | None,
-    ) -> Selection:
-        selector = self.method.selector
-        if epoch_rows is not None:
-            first = (segment.start - segment.cycle * self.plan.steps_per_epoch) * self.geometry.global_batch
-            return Selection(rows_Q=epoch_rows[first : first + quota], decision="host order", ordered=True)
-        if segment.is_warmup and not selector.serves_warmup:
-            if signals:
-                self._state = dict(selector.observe(self._state, signals, progress))
-            rng = segment_rng(self.seed, segment.index, "warmup")
-            rows_Q = passes(self._scorable_N, quota, rng)
-            columns_N = {name: values for name, values in signals.items() if name == "loss"}
-            # Shuffled already, a pass at a time; shuffling over passes would repeat rows before all were seen.
-            return Selection(rows_Q=rows_Q, decision="warm-up", ordered=True, columns_N=columns_N)
-        rng = segment_rng(self.seed, segment.index, "select")
-        selection, state = selector.select(self._state, signals, quota, progress, rng)
-        self._state = dict(state)
-        return selection
 
     def _check(self, rows_Q: np.ndarray, quota: int, segment: Segment, *, host: bool) -> None:
         """Methods may come from other packages: what they return is checked before it is recorded."""
