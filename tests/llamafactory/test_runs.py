@@ -152,6 +152,35 @@ def test_the_baseline_can_be_measured_before_the_warm_up(config, tmp_path: Path)
     assert np.array_equal(guided["delta"], expected)
 
 
+def test_losses_at_the_start_serve_every_run_of_the_base_model_whatever_its_adapter(config, tmp_path: Path) -> None:
+    cache = {"baseline": "run_start", "cache_dir": str(tmp_path / "shared")}
+    first = train(config(output_dir=str(tmp_path / "first")), tmp_path, **cache)
+    changes = {"lora_rank": 8, "seed": 8, "learning_rate": 3e-2, "lora_target": "q_proj"}
+    other = train(config(output_dir=str(tmp_path / "other"), **changes), tmp_path, **cache)
+    one, two = (Ledger(run).segments() for run in (first, other))
+    assert [line["scoring"] and line["scoring"]["source"] for line in two.values()] == ["cache", None, "measured"]
+    assert np.array_equal(*(Ledger(run).signals_of(k[0])["loss"] for run, k in ((first, one), (other, two))))
+    # An adapter that does not start at zero, a module trained beside it: measured anew.
+    for number, changes in enumerate([{"pissa_init": True}, {"additional_target": "lm_head"}]):
+        run = train(config(output_dir=str(tmp_path / f"third-{number}"), **changes), tmp_path, **cache)
+        assert Ledger(run).segments()[0]["scoring"]["source"] == "measured"
+
+
+def test_the_end_of_a_run_says_what_choosing_cost(config, tmp_path: Path, capsys) -> None:
+    run = train(config(), tmp_path)
+    end = Ledger(run).lines()[-1]
+    scored = [line["scoring"] for line in Ledger(run).segments().values() if line["scoring"]]
+    cost = end["choosing"]
+    assert cost["num_passes"] == len(scored) == 2
+    assert cost["num_tokens"] == sum(scoring["num_tokens"] for scoring in scored)
+    assert cost["tokens_per_s"] == pytest.approx(cost["num_tokens"] / cost["scoring_seconds"])
+    assert 0 < cost["scoring_seconds"] <= cost["seconds"] < end["seconds"]["running"]
+    assert cost["share_of_run"] == pytest.approx(cost["seconds"] / end["seconds"]["running"])
+    said = capsys.readouterr().out
+    assert f"2 passes, {cost['num_tokens']:,} tokens scored in" in said
+    assert f"({scored[0]['tokens_per_s']:,.0f} tokens/s)" in said
+
+
 def test_replay_trains_a_former_run_again_without_its_method(config, tmp_path: Path) -> None:
     first = train(config(output_dir=str(tmp_path / "first")), tmp_path)
     presets = tmp_path / "components.yaml"

@@ -277,3 +277,11 @@ def test_a_trained_adapter_counts_and_an_untrained_one_is_another_model() -> Non
     with torch.no_grad():
         parameter[0, 0] += 1
     assert weights_digest(lora) != before, name
+
+
+def test_a_flipped_bit_in_the_values_is_not_served(cache: SignalCache) -> None:
+    path = cache.save(KEY, VALUES)
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1  # inside the last value
+    path.write_bytes(bytes(data))
+    assert cache.load(KEY) is None

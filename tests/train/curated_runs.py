@@ -75,7 +75,13 @@ class Run:
         def measure(name: str, progress: Any) -> Measured:
             assert name == "loss"
             self.measured.append(progress.step)
-            cost = {"source": "measured", "num_rows": len(self.pool), "num_tokens": 1, "seconds": 0.0}
+            cost = {
+                "source": "measured",
+                "num_rows": len(self.pool),
+                "num_tokens": 1,
+                "seconds": 0.0,
+                "tokens_per_s": 0.0,
+            }
             return Measured(values=losses(progress.step), cost=cost)
 
         self.curator = Curator(

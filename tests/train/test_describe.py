@@ -22,7 +22,7 @@ def a_line(**changes: Any) -> dict[str, Any]:
         "num_distinct_rows": 40,
         "window": {"start": 8, "end": 12, "start_share": 0.4, "end_share": 0.6},
         "notes": {"num_scored": 20, "num_unscored": 3, "num_improved": 15, "num_from_window": 30},
-        "scoring": {"source": "measured", "num_rows": 20, "num_tokens": 12345, "seconds": 1.25},
+        "scoring": {"source": "measured", "num_rows": 20, "num_tokens": 12345, "seconds": 1.25, "tokens_per_s": 9876.4},
         "share_of_run": 0.25,
         "quantiles": {"loss": {"0.5": 2.5}},
     }
@@ -32,7 +32,7 @@ def a_line(**changes: Any) -> dict[str, Any]:
 def test_a_guided_decision_in_one_line() -> None:
     assert describe(a_line()) == (
         "steps 20-30: guided, 40 samples | window 0.400-0.600 of 20 ranked | 15 improved | 30 drawn from the window | "
-        "3 could not be scored | scored 20 samples, 12,345 tokens in 1.2 s | choosing so far: 25% of the run's time"
+        "3 could not be scored | scored 20 samples, 12,345 tokens in 1.2 s (9,876 tokens/s) | choosing so far: 25% of the run's time"
     )
 
 
@@ -62,6 +62,7 @@ def test_metrics_are_numbers_under_one_heading() -> None:
         "dataflex/improved": 0.75,
         "dataflex/from_window": 0.75,
         "dataflex/scoring_seconds": 1.25,
+        "dataflex/scoring_tokens_per_s": 9876.4,
         "dataflex/pool_loss_median": 2.5,
     }
 

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
+from dataflex.signals.adapter import canonical_name
+
 
 class SignalCache:
     """A directory of arrays, one file each, named by the hash of a key.
@@ -30,8 +32,10 @@ class SignalCache:
         path = self._path(key)
         try:
             with safe_open(path, framework="numpy") as file:
-                same = json.loads((file.metadata() or {}).get("key", "null")) == dict(key)
-                return file.get_tensor("values") if same else None
+                metadata = file.metadata() or {}
+                values = file.get_tensor("values")
+                same = json.loads(metadata.get("key", "null")) == dict(key)
+                return values if same and metadata.get("sha256") == _digest(values) else None
         except (OSError, SafetensorError, ValueError):  # absent, or cut short by a full disk: measure anew
             return None
 
@@ -40,7 +44,8 @@ class SignalCache:
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self._path(key)
         temporary = path.with_suffix(f".tmp{os.getpid()}")
-        save_file({"values": values}, temporary, metadata={"key": json.dumps(dict(key), sort_keys=True)})
+        metadata = {"key": json.dumps(dict(key), sort_keys=True), "sha256": _digest(values)}
+        save_file({"values": np.ascontiguousarray(values)}, temporary, metadata=metadata)
         os.replace(temporary, path)
         return path
 
@@ -54,17 +59,26 @@ class SignalCache:
         return self.directory / f"{key['signal']}-{digest[:32]}.safetensors"
 
 
-def weights_digest(model: nn.Module) -> str | None:
+def _digest(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+
+
+def weights_digest(model: nn.Module, *, without_adapter: bool = False) -> str | None:
     """Hash of all parameters and buffers, base and trainable; None when this rank holds only a part of them.
+
+    Names are those of the base model, so that ``without_adapter`` the hash is the same under any adapter or none.
 
     Two sums modulo 2**64 per tensor, plain and weighted by position, computed where the tensor lives (hashing the
     bytes of an 8B model on the host would take minutes): a guard against accident, not against forgery.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in sorted((canonical_name(name), tensor) for name, tensor in tensors.items()):
+        if without_adapter and "lora_" in name:
+            continue
         if hasattr(tensor, "ds_id") or type(tensor).__name__ == "DTensor":
             return None
-        digest.update(f"{name.removeprefix('module.')} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
         digest.update(f"{_tensor_sums(tensor.detach())};".encode())
     return digest.hexdigest()
 

@@ -21,7 +21,7 @@ from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.ledger import Ledger
 from dataflex.train.checkpoint import STATE_FILE, TRAINER_STATE_NAME, read_state, write_state
 from dataflex.train.decide import decide
-from dataflex.train.describe import describe, metrics, quantiles
+from dataflex.train.describe import cost_of_choosing, describe, describe_cost, metrics, quantiles
 from dataflex.train.measure import Measured
 from dataflex.train.pool import Pool
 from dataflex.train.ranks import Ranks
@@ -183,7 +183,6 @@ class Curator:
             columns_N = {"row": np.arange(len(self.pool)), "times_trained": self._times_trained_N.copy(), **columns_N}
         now = time.perf_counter()
         self._seconds["choosing"] += now - began
-        running = self._seconds["running"] + now - self._started
         line = {
             "segment": segment.index,
             "start": segment.start,
@@ -202,7 +201,7 @@ class Curator:
             "quantiles": quantiles(selection.columns_N),
             "scoring": dict(scoring) or None,
             "seconds": {"total": now - began, "select": now - chose},
-            "share_of_run": self._seconds["choosing"] / max(running, 1e-9),
+            "share_of_run": self._seconds["choosing"] / max(self._running(), 1e-9),
             "versions": self._versions,
         }
         recorded = self._recorded
@@ -234,6 +233,10 @@ class Curator:
                 f"segment {recorded['segment']} was recorded with other rows than its recorded signals give now; "
                 "a package or the method changed since: install the versions of that ledger line or start anew"
             )
+
+    def _running(self) -> float:
+        """Seconds of the run so far, over all its processes."""
+        return self._seconds["running"] + time.perf_counter() - self._started
 
     def _count(self, rows_Q: np.ndarray) -> None:
         counts_N = np.bincount(rows_Q, minlength=len(self.pool)).astype(np.int32)
@@ -308,9 +311,18 @@ class Curator:
                 self._recorded = self._ledger.segments().get(segment.index)
 
     def end(self, step: int, best_checkpoint: str | None) -> None:
-        """Record where training stopped: early stopping may leave the last segment's rest untrained (rank 0)."""
-        if self.ranks.is_main:
-            self._ledger.note({"kind": "end", "step": step, "best_checkpoint": best_checkpoint})
+        """Record where training stopped, and what choosing cost (rank 0).
+
+        Early stopping may leave the last segment's rest untrained.
+        """
+        if not self.ranks.is_main:
+            return
+        seconds = {**self._seconds, "running": self._running()}
+        cost = cost_of_choosing(self._ledger.lines(), seconds)
+        self._ledger.note(
+            {"kind": "end", "step": step, "best_checkpoint": best_checkpoint, "seconds": seconds, "choosing": cost}
+        )
+        self._say(describe_cost(cost, seconds["running"]))
 
     def clear(self, checkpoint: Path) -> None:
         """Take the marks of completeness off a folder that is about to be written again (rank 0)."""
@@ -324,13 +336,12 @@ class Curator:
             return
         arrays = {f"state.{name}": values for name, values in self._state.items()}
         arrays |= {"times_trained_N": self._times_trained_N, "scorable_N": self._scorable_N}
-        running = self._seconds["running"] + time.perf_counter() - self._started
         meta = {
             "step": step,
             "run_id": self._run_id,
             "trained": self._trained_digest(step),
             "fingerprint": fingerprint,
-            "seconds": {**self._seconds, "running": running},
+            "seconds": {**self._seconds, "running": self._running()},
         }
         write_state(checkpoint, arrays, meta)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ def describe(line: Mapping[str, Any]) -> str:
     if scoring and not again:
         if scoring["source"] == "measured":
             parts.append(
-                f"scored {scoring['num_rows']} samples, {scoring['num_tokens']:,} tokens in {scoring['seconds']:.1f} s"
+                f"scored {scoring['num_rows']} samples, {scoring['num_tokens']:,} tokens in {scoring['seconds']:.1f} s "
+                f"({scoring['tokens_per_s']:,.0f} tokens/s)"
             )
         else:
             parts.append(f"losses from the {scoring['source']}, no pass over the pool")
@@ -61,6 +62,39 @@ def metrics(line: Mapping[str, Any]) -> dict[str, float]:
         values["dataflex/from_window"] = notes["num_from_window"] / line["num_rows"]
     if scoring:
         values["dataflex/scoring_seconds"] = scoring["seconds"]
+        if scoring["source"] == "measured":
+            values["dataflex/scoring_tokens_per_s"] = scoring["tokens_per_s"]
     if "loss" in line["quantiles"]:
         values["dataflex/pool_loss_median"] = line["quantiles"]["loss"]["0.5"]
     return values
+
+
+def cost_of_choosing(lines: Iterable[Mapping[str, Any]], seconds: Mapping[str, float]) -> dict[str, Any]:
+    """What choosing cost in all, rolled-back decisions included.
+
+    Args:
+        lines: ledger lines of the whole run.
+        seconds: time spent "choosing" and "running" (all of the run, choosing included).
+    """
+    passes = [scoring for line in lines if (scoring := line.get("scoring")) and scoring["source"] == "measured"]
+    num_tokens, scoring_seconds = (sum(scoring[name] for scoring in passes) for name in ("num_tokens", "seconds"))
+    return {
+        "num_passes": len(passes),
+        "num_rows": sum(scoring["num_rows"] for scoring in passes),
+        "num_tokens": num_tokens,
+        "scoring_seconds": scoring_seconds,
+        "tokens_per_s": num_tokens / scoring_seconds if scoring_seconds else None,
+        "seconds": seconds["choosing"],
+        "share_of_run": seconds["choosing"] / max(seconds["running"], 1e-9),
+    }
+
+
+def describe_cost(cost: Mapping[str, Any], running: float) -> str:
+    """The cost of choosing in one line, for the end of a run."""
+    text = f"choosing took {cost['seconds']:.1f} s of {running:.1f} s ({cost['share_of_run']:.0%} of the run's time)"
+    if not cost["num_passes"]:
+        return f"{text}; no pass over the pool was made"
+    return (
+        f"{text}: {cost['num_passes']} passes, {cost['num_tokens']:,} tokens scored in {cost['scoring_seconds']:.1f} s "
+        f"({cost['tokens_per_s']:,.0f} tokens/s)"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 from dataflex.algorithms.base import SIGNALS, Progress
 from dataflex.core.errors import ConfigError, LedgerError
 from dataflex.ledger.ledger import Ledger
+from dataflex.signals.adapter import adds_nothing, without_adapter
 from dataflex.signals.base import undisturbed
 from dataflex.signals.cache import SignalCache, weights_digest
 from dataflex.signals.file import read_scores
@@ -74,12 +76,15 @@ class Measurer:
         """Mean loss of every row under the current model; initial losses come from the cache where they are there."""
         # Only the initial losses can serve another run: any later weights are this run's alone.
         cacheable = hasattr(self._selector, "cache_dir") and (progress.step == 0 or progress.is_first_selection)
-        key = self._ranks.from_main(self._cache_key) if cacheable else None
+        # Losses of the base model serve every run that starts from it, whatever its adapter.
+        at_base = progress.step == 0 and not self._sharded and adds_nothing(self._trainer.model)
+        key = self._ranks.from_main(lambda: self._cache_key(at_base=at_base)) if cacheable else None
         cached = self._ranks.from_main(lambda: self._load(key)) if key is not None else None
         if cached is not None:
             cost = {"source": "cache", "num_rows": 0, "num_tokens": 0, "seconds": 0.0}
             return Measured(values=cached, cost=cost)
-        measured = self._sweep_losses()
+        with without_adapter(self._trainer.model) if at_base else nullcontext():
+            measured = self._sweep_losses()
         if key is not None and self._ranks.is_main:
             try:
                 self._cache.save(key, measured.values)
@@ -87,9 +92,13 @@ class Measurer:
                 self._say(f"the initial losses could not be kept in {self._cache.directory} ({error.strerror}): go on")
         return measured
 
+    @property
+    def _sharded(self) -> bool:
+        """True when a rank may hold only a part of the weights, so that forwards are collective."""
+        return self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled
+
     def _sweep_losses(self) -> Measured:
-        trainer, pool = self._trainer, self._pool
-        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        pool, sharded = self._pool, self._sharded
         signal = self._signal = self._signal or self._loss_signal(sharded)
         rows = np.flatnonzero(pool.info.trainable_N)
         budget = self._batch_tokens or self._ranks.from_main(lambda: self._ledger.run().get("score_batch_tokens"))
@@ -113,6 +122,7 @@ class Measurer:
             "num_rows": result.num_rows,
             "num_tokens": result.num_tokens,
             "seconds": result.seconds,
+            "tokens_per_s": result.num_tokens / max(result.seconds, 1e-9),
             "batch_tokens": result.batch_tokens,
             "out_of_memory": result.num_out_of_memory,
             "logits": "label positions" if why_not is None else "all positions",
@@ -141,7 +151,7 @@ class Measurer:
         if result.batch_tokens != budget and self._batch_tokens is None:
             self._ledger.update_run({"score_batch_tokens": result.batch_tokens})
 
-    def _cache_key(self) -> dict[str, str] | None:
+    def _cache_key(self, *, at_base: bool) -> dict[str, str] | None:
         """Everything the losses depend on; the tokens and labels stand for tokenizer, template and cutoff."""
         trainer = self._trainer
         pictured = any(
@@ -149,7 +159,8 @@ class Measurer:
         )
         if trainer.is_fsdp_enabled or pictured:  # a part of the weights only; more in a row than its tokens tell
             return None
-        weights = weights_digest(self._trainer.accelerator.unwrap_model(self._trainer.model))
+        model = self._trainer.accelerator.unwrap_model(self._trainer.model)
+        weights = weights_digest(model, without_adapter=at_base)
         if weights is None:
             return None
         precision = (
