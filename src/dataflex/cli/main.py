@@ -77,7 +77,7 @@ def main() -> None:
     except DataFlexError as error:
         rank = os.environ.get("RANK", "0")
         # A mistake in the config is found by every rank alike: rank 0 speaks. What another rank alone met, it says.
-        if rank == "0" or not (error.told_by_rank_0 or isinstance(error, ConfigError)):
+        if rank == "0" or not (error.told_by_another_rank or isinstance(error, ConfigError)):
             where = "" if rank == "0" else f"rank {rank}: "
             print(f"dataflex-cli: error: {where}{' '.join(str(error).split())}", file=sys.stderr)
         sys.stdout.flush()

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 class DataFlexError(Exception):
     """A condition that the user can mend; commands print its one sentence and exit with code 2."""
 
-    told_by_rank_0 = False  # True on other ranks, for an error that was raised on rank 0 and is printed there
+    told_by_another_rank = False  # True where the error was raised on another rank, which prints it
 
 
 class ConfigError(DataFlexError):
