@@ -181,10 +181,10 @@ def test_the_arrays_are_on_the_disk_before_the_line(tmp_path: Path, monkeypatch:
     ledger = begun(tmp_path)
     seen: list[list[str]] = []
 
-    def append_line(path: Path, line: str) -> None:
+    def append_line(path: Path, line: bytes) -> None:
         seen.append(sorted(p.parent.name for p in ledger.root.rglob("000000.parquet")))
 
-    monkeypatch.setattr("dataflex.ledger.ledger.append_line", append_line)
+    monkeypatch.setattr("dataflex.ledger.lines.append_line", append_line)
     record(ledger, 0, 10)
     assert seen == [["segments", "signals"]]
 

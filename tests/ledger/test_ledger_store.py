@@ -393,9 +393,7 @@ def test_records_moved_aside_are_numbered_and_keep_everything(tmp_path: Path) ->
         assert ledger.move_aside() == tmp_path / f"dataflex.old-{number}"
         assert not ledger.exists()
     for number in (1, 2, 3):
-        old = Ledger(tmp_path)
-        old.root = tmp_path / f"dataflex.old-{number}"
-        old.path = old.root / "ledger.jsonl"
+        old = Ledger(tmp_path, directory=f"dataflex.old-{number}")
         assert old.segments()[0]["note"] == number
         assert old.rows_of(old.segments()[0]).tolist() == [3, 1, 2]
 

@@ -1,35 +1,102 @@
-"""Files that are either whole or absent, whenever the process is killed."""
+"""Files that are either whole or absent, whenever the process is killed or the disk fails."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataflex.core.errors import LedgerError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+# Some network file systems cannot flush a folder; the files in it are flushed all the same.
+NO_FLUSH_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write into one sentence: the path, the reason, the remedy.
+
+    Raises:
+        LedgerError: the disk is full, read-only or broken, or a right is missing.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            remedy = "free some space there"
+        elif error.errno in FORBIDDEN:
+            remedy = "make it writable"
+        elif error.errno in IN_THE_WAY:
+            remedy = "move away what is in its place"
+        else:
+            remedy = "check the disk"
+        raise LedgerError(
+            f"{path} cannot be written ({error.strerror or error}); {remedy}, then give the same command again with "
+            "overwrite_output_dir: false: nothing that was recorded is lost"
+        ) from error
+
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, then move it into place."""
+    """Write a file under a temporary name, flush it to the disk, then move it into place.
+
+    Raises:
+        LedgerError: it cannot be written; what was there before is still there.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_directory(path.parent)
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
 
 
-def append_line(path: Path, line: str) -> None:
-    """Append one line and flush it to the disk."""
-    with open(path, "ab") as file:
-        file.write(line.encode("utf-8") + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    sync_directory(path.parent)
+def append_line(path: Path, line: bytes) -> None:
+    """Append one line and flush it to the disk.
+
+    Raises:
+        LedgerError: it cannot be written; the file is cut back to the lines that it had.
+    """
+    with writing(path):
+        size = path.stat().st_size if path.exists() else None
+        try:
+            with open(path, "ab") as file:
+                file.write(line + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            sync_directory(path.parent)
+        except OSError:
+            # Should this fail as well: an unfinished line is no damage, and a whole one has its arrays on the disk.
+            with contextlib.suppress(OSError):
+                if size is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    os.truncate(path, size)
+            raise
+
+
+def remove_leftovers(directories: Iterator[Path] | list[Path]) -> None:
+    """Remove temporary files that a killed process left; harmless, but they take space."""
+    for directory in directories:
+        for path in directory.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def sync_directory(directory: Path) -> None:
@@ -37,6 +104,9 @@ def sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FLUSH_OF_FOLDERS:
+            raise
     finally:
         os.close(descriptor)
 
@@ -46,6 +116,30 @@ def parquet_bytes(columns: Mapping[str, object]) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(dict(columns)), sink, compression="zstd")
     return sink.getvalue().to_pybytes()
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """All columns of a parquet file.
+
+    Raises:
+        LedgerError: it is missing or damaged.
+    """
+    try:
+        # Not through a memory map or threads, so that a damaged page is an exception and nothing else.
+        table = pq.read_table(path, memory_map=False, use_threads=False)
+        return {name: table[name].to_numpy() for name in table.column_names}
+    except OSError as error:
+        raise LedgerError(f"{path} cannot be read ({_line(error.strerror or error)}); {RESTORE}") from error
+    # Arrow raises several types of its own, and plain ones for values that numpy has no type for.
+    except (pa.ArrowException, ValueError, TypeError, KeyError, NotImplementedError, MemoryError) as error:
+        raise LedgerError(f"{path} is damaged ({_line(error)}); {RESTORE}") from error
+
+
+RESTORE = "restore the dataflex folder of the run, or start anew with overwrite_output_dir: true"
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def array_digest(columns: Mapping[str, np.ndarray]) -> str:

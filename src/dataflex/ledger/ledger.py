@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
 
 from dataflex.core.errors import LedgerError
-from dataflex.ledger.files import append_line, array_digest, parquet_bytes, write_atomic
+from dataflex.ledger import lock
+from dataflex.ledger.files import (
+    RESTORE,
+    array_digest,
+    parquet_bytes,
+    read_columns,
+    remove_leftovers,
+    write_atomic,
+    writing,
+)
 from dataflex.ledger.fingerprint import differences
+from dataflex.ledger.lines import Lines, digest
+from dataflex.ledger.run_file import read_run, seal_problem, write_run
 
 DIRECTORY = "dataflex"
+LOCK_FILE = ".dataflex.lock"  # beside the record: it stays when an old record is moved aside
 
 
 class Ledger:
@@ -26,12 +34,15 @@ class Ledger:
 
     A segment counts once its line is complete: arrays are on the disk before the line is, and the line is before a
     step is trained on it. A line of kind ``rollback`` cancels all segments from its ``from_segment`` on; only then can
-    they be recorded anew. Each line carries the sha256 of the line before it.
+    they be recorded anew. Each line carries its own checksum and the sha256 of the line before it (the first one that
+    of the run's id); both are verified whenever lines are read. What a method returns is shared: do not change it.
     """
 
-    def __init__(self, output_dir: str | Path) -> None:
-        self.root = Path(output_dir) / DIRECTORY
+    def __init__(self, output_dir: str | Path, *, directory: str = DIRECTORY) -> None:
+        self.root = Path(output_dir) / directory
         self.path = self.root / "ledger.jsonl"
+        self._lines = Lines(self.path, self._anchor)
+        self._swept = False
 
     # reading
 
@@ -40,69 +51,88 @@ class Ledger:
         return (self.root / "run.yaml").exists() or self.path.exists()
 
     def run(self) -> dict[str, Any]:
-        """The content of run.yaml."""
-        try:
-            content = yaml.safe_load((self.root / "run.yaml").read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise LedgerError(
-                f"{self.root / 'run.yaml'} cannot be read ({error}); this directory holds no complete run of DataFlex"
-            ) from error
-        if not isinstance(content, dict):
-            raise LedgerError(f"{self.root / 'run.yaml'} is damaged: it holds no mapping")
-        return content
+        """The content of run.yaml.
+
+        Raises:
+            LedgerError: it is missing, damaged or was edited.
+        """
+        return self._sealed_run()[0]
+
+    def _sealed_run(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        content, seal = read_run(self.root / "run.yaml")
+        problem = seal_problem(content, seal)
+        if problem is not None:
+            raise LedgerError(f"{self.root / 'run.yaml'} is damaged: {problem}; {RESTORE}")
+        return content, seal
 
     def run_id(self) -> str | None:
         """The id of the run recorded here, or None."""
         return self.run().get("run_id") if self.exists() else None
 
+    def _anchor(self) -> str | None:
+        """What the first line must carry; None where run.yaml does not say, which is told when it is asked for."""
+        try:
+            return digest(str(read_run(self.root / "run.yaml")[0].get("run_id") or "").encode())
+        except LedgerError:
+            return None
+
     def lines(self) -> list[dict[str, Any]]:
-        """All complete lines, oldest first; an unfinished last line (a kill while writing) does not count."""
-        if not self.path.exists():
-            return []
-        lines = []
-        # Split at \n alone: str.splitlines would also split at characters that a path may hold.
-        for number, text in enumerate(self._complete_bytes().split(b"\n")[:-1], start=1):
-            try:
-                line = json.loads(text)
-            except ValueError as error:  # of JSON or of UTF-8
-                raise LedgerError(f"line {number} of {self.path} is damaged; restore it or start anew") from error
-            if not isinstance(line, dict) or "kind" not in line:
-                raise LedgerError(f"line {number} of {self.path} is damaged (no 'kind'); restore it or start anew")
-            lines.append(line)
-        return lines
+        """All complete lines, oldest first; an unfinished last line (a kill while writing) does not count.
+
+        Raises:
+            LedgerError: a line is damaged, changed, missing or out of order.
+        """
+        return list(self._lines.verified().lines)
 
     def segments(self) -> dict[int, dict[str, Any]]:
         """The line in force of each segment, by segment number."""
-        in_force: dict[int, dict[str, Any]] = {}
-        for line in self.lines():
-            if line["kind"] == "rollback":
-                in_force = {k: old for k, old in in_force.items() if k < line["from_segment"]}
-            elif line["kind"] == "segment":
-                in_force[line["segment"]] = line
-        return in_force
+        return dict(self._lines.verified().in_force)
+
+    def line_of(self, segment: int) -> dict[str, Any] | None:
+        """The line in force of one segment; its cost does not depend on the length of the run."""
+        return self._lines.verified().in_force.get(segment)
 
     def rows_of(self, line: Mapping[str, Any]) -> np.ndarray:
         """Pool rows of a segment in training order, int64; checked against the line's sha256."""
-        rows_Q = self._column(self._array_path("segments", line["segment"]), "row").astype(np.int64)
+        path = self.array_path("segments", line["segment"])
+        rows = read_columns(path).get("row")
+        if rows is None or rows.dtype.kind not in "iu":
+            raise LedgerError(f"{path} is damaged (it has no column 'row' of whole numbers); {RESTORE}")
+        rows_Q = rows.astype(np.int64)
         if array_digest({"row": rows_Q}) != line["sha256"]["rows"]:
-            raise LedgerError(f"{self._array_path('segments', line['segment'])} does not match its ledger line")
+            raise LedgerError(f"{path} does not match its ledger line; {RESTORE}")
         return rows_Q
 
     def signals_of(self, line: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The recorded columns of a segment, one entry per pool row; empty where none was recorded."""
         if "signals" not in line["sha256"]:
             return {}
-        path = self._array_path("signals", line["segment"])
-        try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
-            raise LedgerError(f"{path} cannot be read ({error}); restore it or start anew") from error
-        columns = {name: table[name].to_numpy() for name in table.column_names}
+        path = self.array_path("signals", line["segment"])
+        columns = read_columns(path)
         if array_digest(columns) != line["sha256"]["signals"]:
-            raise LedgerError(f"{path} does not match its ledger line")
+            raise LedgerError(f"{path} does not match its ledger line; {RESTORE}")
         return columns
 
+    def array_path(self, directory: str, segment: int) -> Path:
+        """The file of a segment's arrays in ``segments`` or ``signals``."""
+        return self.root / directory / f"{segment:06d}.parquet"
+
     # claiming a directory
+
+    def lock(self) -> str | None:
+        """Keep other processes from writing here until ``unlock`` or the death of this one.
+
+        Returns:
+            None, or a sentence to say when the file system has no locks.
+
+        Raises:
+            LedgerError: another process is writing here.
+        """
+        return lock.take(self.root.parent / LOCK_FILE)
+
+    def unlock(self) -> None:
+        """Let other processes write here."""
+        lock.release(self.root.parent / LOCK_FILE)
 
     def claim(self, fingerprint: Mapping[str, Any], *, overwrite: bool) -> str:
         """Say what starting a run here means, writing nothing: "new", "replace" (move the old one aside) or "continue".
@@ -132,29 +162,28 @@ class Ledger:
         number = 1
         while (target := self.root.with_name(f"{DIRECTORY}.old-{number}")).exists():
             number += 1
-        os.rename(self.root, target)
+        with writing(target):
+            os.rename(self.root, target)
         return target
 
     # writing
 
     def begin(self, run: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
-        """Write what is known before the first decision: rows.parquet, then run.yaml."""
+        """Write what is known before the first decision: rows.parquet, then run.yaml, which seals both."""
         for directory in ("segments", "signals"):
-            (self.root / directory).mkdir(parents=True, exist_ok=True)
-        write_atomic(self.root / "rows.parquet", parquet_bytes(rows))
-        self._write_run(run)
-
-    def _write_run(self, run: Mapping[str, Any]) -> None:
-        # Through JSON, so that one object in two places does not become a YAML anchor and its alias.
-        plain = json.loads(json.dumps(dict(run)))
-        text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-        if yaml.safe_load(text) != plain:  # PyYAML loses a few line-end characters unless they are escaped
-            text = yaml.safe_dump(plain, sort_keys=False)
-        write_atomic(self.root / "run.yaml", text.encode("utf-8"))
+            with writing(self.root / directory):
+                (self.root / directory).mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        content, path = parquet_bytes(rows), self.root / "rows.parquet"
+        # Not written again where it is the same: it and run.yaml, which seals it, then never part in a kill.
+        if not path.is_file() or path.read_bytes() != content:
+            write_atomic(path, content)
+        write_run(self.root / "run.yaml", run, hashlib.sha256(content).hexdigest())
 
     def update_run(self, values: Mapping[str, Any]) -> None:
         """Add values to run.yaml, such as a batch size that was calibrated."""
-        self._write_run({**self.run(), **values})
+        run, seal = self._sealed_run()
+        write_run(self.root / "run.yaml", {**run, **values}, seal.get("rows"))
 
     def append(
         self, line: Mapping[str, Any], rows_Q: np.ndarray, columns_N: Mapping[str, np.ndarray]
@@ -162,7 +191,8 @@ class Ledger:
         """Record one segment: arrays, then the line. Returns the line as written.
 
         Raises:
-            LedgerError: the segment is recorded already with other rows, or a column holds no numbers.
+            LedgerError: the segment is recorded already with other rows, a column holds no numbers, the record is
+                damaged, or it cannot be written.
         """
         for name, values in columns_N.items():
             if values.dtype.kind not in "biuf":
@@ -173,52 +203,33 @@ class Ledger:
         sha256 = {"rows": array_digest({"row": rows_Q})}
         if columns_N:
             sha256["signals"] = array_digest(columns_N)
-        in_force = self.segments().get(line["segment"])
+        in_force = self.line_of(line["segment"])
         if in_force is not None:
             if in_force["sha256"] == sha256:  # written by a process that was killed right after
                 return in_force
             raise LedgerError(
                 f"segment {line['segment']} is in {self.path} with other rows; roll it back before recording it anew"
             )
+        self._sweep()
         rows_table = {"position": np.arange(len(rows_Q)), "row": rows_Q}
-        write_atomic(self._array_path("segments", line["segment"]), parquet_bytes(rows_table))
+        write_atomic(self.array_path("segments", line["segment"]), parquet_bytes(rows_table))
         if columns_N:
-            write_atomic(self._array_path("signals", line["segment"]), parquet_bytes(columns_N))
+            write_atomic(self.array_path("signals", line["segment"]), parquet_bytes(columns_N))
         return self._append({"kind": "segment", **line, "sha256": sha256})
 
     def note(self, line: Mapping[str, Any]) -> None:
         """Append a line of another kind, such as where the run ended."""
-        self._append(dict(line))
+        self._append(line)
 
     def rollback(self, from_segment: int, reason: str) -> None:
         """Cancel all segments from ``from_segment`` on; the old lines stay in the file."""
         self._append({"kind": "rollback", "from_segment": from_segment, "reason": reason})
 
-    def _append(self, line: dict[str, Any]) -> dict[str, Any]:
-        complete = self._complete_bytes() if self.path.exists() else b""
-        if self.path.exists() and len(complete) < self.path.stat().st_size:
-            os.truncate(self.path, len(complete))  # an unfinished line of a killed process
-        last = complete.rstrip(b"\n").rsplit(b"\n", 1)[-1]
-        line = {**line, "previous": hashlib.sha256(last).hexdigest()}
-        append_line(self.path, json.dumps(line, ensure_ascii=False, allow_nan=False, default=_plain))
-        return line
+    def _append(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        return self._lines.append(line)
 
-    def _complete_bytes(self) -> bytes:
-        data = self.path.read_bytes()
-        return data[: data.rfind(b"\n") + 1]
-
-    def _array_path(self, directory: str, segment: int) -> Path:
-        return self.root / directory / f"{segment:06d}.parquet"
-
-    def _column(self, path: Path, name: str) -> np.ndarray:
-        try:
-            return pq.read_table(path, columns=[name])[name].to_numpy()
-        except (OSError, KeyError, pa.ArrowException) as error:
-            raise LedgerError(f"{path} cannot be read ({error}); restore it or start anew") from error
-
-
-def _plain(value: Any) -> Any:
-    """A numpy number as Python's own, for JSON."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise LedgerError(f"a note holds {type(value).__name__} {value!r}; notes must be JSON values")
+    def _sweep(self) -> None:
+        """Once a process: remove temporary files of one that was killed."""
+        if not self._swept:
+            remove_leftovers([self.root, self.root / "segments", self.root / "signals"])
+            self._swept = True
