@@ -32,7 +32,8 @@ def a_line(**changes: Any) -> dict[str, Any]:
 def test_a_guided_decision_in_one_line() -> None:
     assert describe(a_line()) == (
         "steps 20-30: guided, 40 samples | window 0.400-0.600 of 20 ranked | 15 improved | 30 drawn from the window | "
-        "3 could not be scored | scored 20 samples, 12,345 tokens in 1.2 s (9,876 tokens/s) | choosing so far: 25% of the run's time"
+        "3 could not be scored | scored 20 samples, 12,345 tokens in 1.2 s (9,876 tokens/s) | "
+        "choosing so far: 25% of the run's time"
     )
 
 

@@ -52,7 +52,7 @@ class LossSignal:
         self._to_device = to_device
         self._autocast = autocast
         self._head: LabelHead | None = None
-        self._verdict: str | None = None  # None: not compared yet; "": both paths agree
+        self.verdict: str | None = None  # why the plain path is taken; "": both agree; None: not compared yet
 
     @property
     def is_fast(self) -> bool:
@@ -63,19 +63,21 @@ class LossSignal:
     def engaged(self, sample_rows: np.ndarray) -> Iterator[str | None]:
         """Take the fast path for the duration if it agrees with the plain one on ``sample_rows`` (a few).
 
-        They are compared the first time; later passes of the same signal go by that verdict.
-
         Yields:
             Why the plain path is taken, or None.
         """
-        head = LabelHead(self.model)
-        if self._verdict is None:
-            self._verdict = self._check(head, sample_rows)
-        if self._verdict:
-            yield self._verdict
+        self.check(sample_rows)
+        if self.verdict:
+            yield self.verdict
             return
-        with self._through(head):
+        with self._through(LabelHead(self.model)):
             yield None
+
+    def check(self, sample_rows: np.ndarray) -> str:
+        """Compare both paths, the first time; later passes go by that ``verdict``."""
+        if self.verdict is None:
+            self.verdict = self._check(LabelHead(self.model), sample_rows)
+        return self.verdict
 
     @contextmanager
     def _through(self, head: LabelHead) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,12 @@ class Sweep:
     num_out_of_memory: int  # batches of this rank that were halved
 
 
+def raise_alone(failure: BaseException | None) -> None:
+    """What a rank without others does with an error."""
+    if failure is not None:
+        raise failure
+
+
 @dataclass(frozen=True, kw_only=True)
 class Collective:
     """The ranks that share a pass: the same calls with the same arguments on each."""
@@ -45,8 +51,9 @@ class Collective:
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    gather: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor  # concatenates along axis 0
-    sharded: bool = False  # every rank must run the same number of forwards
+    gather: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor.cpu()  # concatenates along axis 0
+    raise_together: Callable[[BaseException | None], None] = raise_alone  # an error of one rank is raised on all
+    sharded: bool = False  # every rank must run the same number of forwards, and forwards are collective
 
 
 def sweep(
@@ -165,8 +172,9 @@ class _Shard:
         self._width += max(sum(len(round_[r]) for round_ in dealt) for r in range(world))
         left = sum(len(batch) for batch in batches)
         began = time.perf_counter()
-        for round_, prepared in zip(dealt, self._ahead([r[self.ranks.rank] for r in dealt]), strict=True):
-            self._measure(round_[self.ranks.rank], prepared)
+        mine = [round_[self.ranks.rank] for round_ in dealt]
+        for round_, rows_B, pending in zip(dealt, mine, self._ahead(mine), strict=True):
+            self._measure_round(rows_B, pending)
             step = min(sum(len(batch) for batch in round_), left)  # rows measured twice count once
             left -= step
             paused = time.perf_counter()
@@ -174,18 +182,30 @@ class _Shard:
             began += time.perf_counter() - paused  # a progress bar is no part of a batch's speed
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize(self.ranks.device)
-        seconds = torch.tensor([time.perf_counter() - began], dtype=torch.float64, device=self.ranks.device)
+        seconds = torch.tensor([time.perf_counter() - began], dtype=torch.float64)
         return float(self.ranks.gather(seconds).max())
 
-    def _ahead(self, batches: list[np.ndarray]) -> Iterator[Any]:
-        """Prepared batches, the next one collated in another thread while this one is measured."""
+    def _ahead(self, batches: list[np.ndarray]) -> Iterator[Future[Any]]:
+        """Batches in preparation, the next one collated in another thread while this one is measured."""
         with ThreadPoolExecutor(max_workers=1) as thread:
             pending = thread.submit(self._signal.prepare, batches[0])
             for following in [*batches[1:], None]:
-                prepared = pending.result()
+                wait([pending])
+                present = pending
                 if following is not None:
                     pending = thread.submit(self._signal.prepare, following)
-                yield prepared
+                yield present
+
+    def _measure_round(self, rows_B: np.ndarray, pending: Future[Any]) -> None:
+        """Measure this rank's batch of a round; all ranks meet after each, so that none waits for one that failed."""
+        failure: Exception | None = None
+        try:
+            self._measure(rows_B, pending.result())
+        except Exception as error:
+            if self.ranks.sharded:  # the others wait inside the forward: only the end of this process frees them
+                raise
+            failure = error
+        self.ranks.raise_together(failure)
 
     def _measure(self, rows_B: np.ndarray, prepared: Any) -> None:
         tokens = len(rows_B) * int(self._lengths_N[rows_B].max())
@@ -215,23 +235,23 @@ class _Shard:
 
     def any_rank(self, condition: bool) -> bool:
         """True on every rank when it is true on one (collective)."""
-        return bool(self.ranks.gather(torch.tensor([int(condition)], device=self.ranks.device)).any())
+        return bool(self.ranks.gather(torch.tensor([int(condition)])).any())
 
     def smallest_limit(self) -> int:
         """The limit of the rank with the least memory (collective)."""
-        return int(self.ranks.gather(torch.tensor([self.limit], device=self.ranks.device)).min())
+        return int(self.ranks.gather(torch.tensor([self.limit])).min())
 
     def gathered(self, num_rows: int) -> np.ndarray:
         """Values of all ranks in pool order, shape (num_rows, C); NaN where nothing was measured (collective)."""
         values_NxC = np.full((num_rows, self._signal.num_columns), np.nan)
         if self._width == 0:
             return values_NxC
-        ids = torch.full((self._width,), -1, dtype=torch.int64, device=self.ranks.device)
-        values = torch.zeros((self._width, self._signal.num_columns), dtype=torch.float64, device=self.ranks.device)
+        ids = torch.full((self._width,), -1, dtype=torch.int64)
+        values = torch.zeros((self._width, self._signal.num_columns), dtype=torch.float64)
         mine = np.concatenate(self._ids)
-        ids[: len(mine)] = torch.from_numpy(mine).to(ids.device)
-        values[: len(mine)] = torch.cat(self._values).to(values.device)
-        ids_all, values_all = self.ranks.gather(ids).cpu().numpy(), self.ranks.gather(values).cpu().numpy()
+        ids[: len(mine)] = torch.from_numpy(mine)
+        values[: len(mine)] = torch.cat(self._values).cpu()
+        ids_all, values_all = self.ranks.gather(ids).numpy(), self.ranks.gather(values).numpy()
         kept = ids_all >= 0
         values_NxC[ids_all[kept]] = values_all[kept]
         return values_NxC

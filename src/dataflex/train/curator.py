@@ -135,6 +135,7 @@ class Curator:
         line, rows_Q = self.ranks.from_main(
             lambda: self._choose(segment, progress, signals, scoring, began, epoch_rows)
         )
+        self.ranks.require_equal(rows_Q, f"the decision of segment {segment.index}")
         self._count(rows_Q)
         self.num_decisions += 1
         if self.ranks.is_main:

@@ -107,11 +107,19 @@ class Measurer:
             rank=self._ranks.rank,
             world_size=self._ranks.world_size,
             gather=self._ranks.gather,
+            raise_together=self._ranks.raise_together,
             sharded=sharded,
         )
+        to_check = rows_to_check(pool.info.num_tokens_N, rows)
         bar = tqdm(total=len(rows), desc="scoring", unit=" samples", leave=False, disable=not self._ranks.is_main)
-        with bar, undisturbed(signal.model), signal.engaged(rows_to_check(pool.info.num_tokens_N, rows)) as why_not:
-            result = sweep(signal, pool.info.num_tokens_N, rows, ranks=ranks, batch_tokens=budget, advance=bar.update)
+        with bar, undisturbed(signal.model):
+            with nullcontext() if sharded else self._ranks.together():
+                signal.check(to_check)
+            signal.verdict = self._ranks.from_main(lambda: signal.verdict)  # one way on all ranks
+            with signal.engaged(to_check) as why_not:
+                result = sweep(
+                    signal, pool.info.num_tokens_N, rows, ranks=ranks, batch_tokens=budget, advance=bar.update
+                )
         self._tell(why_not, result, budget)
         losses_N = mean_losses(result.values_NxC)
         lost = len(rows) - int(np.isfinite(losses_N).sum())
