@@ -6,7 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,7 @@ def append_line(path: Path, line: bytes) -> None:
             raise
 
 
-def remove_leftovers(directories: Iterator[Path] | list[Path]) -> None:
+def remove_leftovers(directories: Iterable[Path]) -> None:
     """Remove temporary files that a killed process left; harmless, but they take space."""
     for directory in directories:
         for path in directory.glob(".*.tmp"):
@@ -118,16 +118,17 @@ def parquet_bytes(columns: Mapping[str, object]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read_columns(path: Path) -> dict[str, np.ndarray]:
-    """All columns of a parquet file.
+def read_columns(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """The named columns of a parquet file, or all.
 
     Raises:
         LedgerError: it is missing or damaged.
     """
     try:
-        # Not through a memory map or threads, so that a damaged page is an exception and nothing else.
-        table = pq.read_table(path, memory_map=False, use_threads=False)
-        return {name: table[name].to_numpy() for name in table.column_names}
+        # Not through a memory map, where a file that is cut while it is read would end the process.
+        with pq.ParquetFile(path, memory_map=False) as file:
+            table = file.read(columns=list(names) if names is not None else None, use_threads=False)
+        return {name: table[name].to_numpy() for name in names or table.column_names}
     except OSError as error:
         raise LedgerError(f"{path} cannot be read ({_line(error.strerror or error)}); {RESTORE}") from error
     # Arrow raises several types of its own, and plain ones for values that numpy has no type for.
