@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -10,6 +11,7 @@ import typer
 from dataflex import __version__
 from dataflex.core.errors import ConfigError, DataFlexError
 
+MOST_CHARACTERS = 1500  # of an error: a config may hold values and names of any length
 PASS_THROUGH = ("api", "chat", "env", "eval", "export", "webchat", "webui")
 
 app = typer.Typer(
@@ -22,10 +24,15 @@ app = typer.Typer(
 )
 
 CONFIG = typer.Argument(..., metavar="CFG.yaml", help="A LLaMA-Factory config plus our keys; .yaml, .yml or .json.")
+RUN_DIRS = typer.Argument(..., metavar="RUN_DIR ...", help="The output_dir of one or several runs.")
 OVERRIDES = typer.Argument(None, metavar="[key=value ...]", help="E.g. warmup_step=20 component.params.window_size=0.1")
 
 
-@app.command()
+# "--warmup_step=5" and the like are read as overrides, so that the mistake is told as any other.
+AS_OVERRIDES = {"ignore_unknown_options": True}
+
+
+@app.command(context_settings=AS_OVERRIDES)
 def train(config: str = CONFIG, overrides: list[str] = OVERRIDES) -> None:
     """Train: in one process, or with torchrun when several devices are visible or FORCE_TORCHRUN=1."""
     from dataflex.cli.train import train
@@ -33,12 +40,26 @@ def train(config: str = CONFIG, overrides: list[str] = OVERRIDES) -> None:
     train(config, overrides or [])
 
 
-@app.command()
+@app.command(context_settings=AS_OVERRIDES)
 def plan(config: str = CONFIG, overrides: list[str] = OVERRIDES) -> None:
     """Show segments, quotas, windows and costs of a run; checks the whole config, loads no model, writes nothing."""
     from dataflex.cli.plan import plan
 
     plan(config, overrides or [])
+
+
+@app.command()
+def report(
+    run_dirs: list[str] = RUN_DIRS,
+    out: str = typer.Option(None, "--out", help="The file to write; default: dataflex/report.html of the first run."),
+    lang: str = typer.Option("auto", "--lang", help="en, zh, or auto: the browser's; the page can switch."),
+    follow: bool = typer.Option(False, "--follow", help="Serve the page on this machine while the run goes on."),
+    port: int = typer.Option(8780, "--port", help="Port of --follow; 0 takes a free one."),
+) -> None:
+    """Show what was chosen, when and why: one HTML page that needs no network."""
+    from dataflex.cli.report import report
+
+    report(run_dirs, out, lang, follow, port)
 
 
 @app.command()
@@ -67,6 +88,8 @@ def version() -> None:
 
 def main() -> None:
     """Entry point: a user's mistake ends in one sentence and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name in a config need not be printable everywhere
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if len(sys.argv) > 1 and sys.argv[1] in PASS_THROUGH:
             from dataflex.cli.passthrough import pass_through
@@ -79,7 +102,9 @@ def main() -> None:
         # A mistake in the config is found by every rank alike: rank 0 speaks. What another rank alone met, it says.
         if rank == "0" or not (error.told_by_another_rank or isinstance(error, ConfigError)):
             where = "" if rank == "0" else f"rank {rank}: "
-            print(f"dataflex-cli: error: {where}{' '.join(str(error).split())}", file=sys.stderr)
+            sentence = " ".join(str(error).split())
+            sentence = sentence if len(sentence) <= MOST_CHARACTERS else f"{sentence[:MOST_CHARACTERS]}…"
+            print(f"dataflex-cli: error: {where}{sentence}", file=sys.stderr)
         sys.stdout.flush()
         sys.exit(2)
 
