@@ -65,10 +65,12 @@ class Run:
         num_epochs: float = 2,
         pool: Pool | None = None,
         seed: int = 7,
+        versions: dict[str, str] | None = None,
     ) -> None:
         self.said: list[str] = []
         self.logged: list[dict[str, float]] = []
         self.measured: list[int] = []
+        self.checked_at = 0  # the step whose losses a spot check finds
         self.output_dir = output_dir
         self.pool = pool or make_pool()
         make = SegmentPlan.host if selector.follows_host else SegmentPlan.dynamic
@@ -96,10 +98,11 @@ class Run:
             ledger=self.ledger,
             ranks=OneRank(),  # type: ignore[arg-type]
             measure=measure,
+            spot_check=lambda rows_R: Measured(values=losses(self.checked_at)[rows_R]),
             host_order=lambda epoch: np.random.default_rng(epoch).permutation(len(self.pool)),
             say=self.said.append,
             log=self.logged.append,
-            versions={"numpy": "1"},
+            versions=versions or {"numpy": "1"},
         )
 
     def begin(self, checkpoint: Path | None = None, fingerprint: dict[str, Any] | None = None, **options: Any) -> Run:
@@ -113,11 +116,12 @@ class Run:
     def train(self, step: int = 0, after_step: Callable[[int], Any] = lambda step: None) -> list[list[int]]:
         """Rows of each optimizer step from ``step`` to the end."""
         trained: list[list[int]] = []
+        self.checked_at = step
         while step < self.plan.num_steps:
             for deal in self.curator.rest_of_epoch(step):
                 for start in range(0, len(deal.rows), GEOMETRY.global_batch):
                     trained.append(deal.rows[start : start + GEOMETRY.global_batch].tolist())
-                    step += 1
+                    self.checked_at = step = step + 1
                     after_step(step)
         return trained
 

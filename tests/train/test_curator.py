@@ -222,12 +222,51 @@ def test_a_decision_recorded_for_the_same_weights_is_not_measured_again(tmp_path
     trained = full.train(after_step=full.save)
     num_lines = len(full.ledger.lines())
     resumed = Run(tmp_path, DeltaLoss()).begin(tmp_path / "checkpoint-5")
+    resumed.checked_at = 5
     next(resumed.curator.rest_of_epoch(5))
     assert resumed.measured == []
     assert any("as recorded before the interruption" in sentence for sentence in resumed.said)
     kinds = [line["kind"] for line in resumed.ledger.lines()[num_lines:]]
-    assert kinds == ["rollback"], "later segments are cancelled, this one stays"
+    assert kinds == ["rollback", "resume"], "later segments are cancelled, this one stays"
     assert trained
+
+
+def test_other_weights_than_a_recorded_decision_was_made_from_stop_the_run(tmp_path: Path) -> None:
+    full = Run(tmp_path, DeltaLoss()).begin()
+    full.train(after_step=full.save)
+
+    def base_model_changed(step: int) -> np.ndarray:
+        losses_N = losses_at(step)
+        losses_N[::2] += 1e-3
+        return losses_N
+
+    resumed = Run(tmp_path, DeltaLoss(), losses=base_model_changed, versions={"numpy": "2"})
+    resumed.begin(tmp_path / "checkpoint-5").checked_at = 5
+    with pytest.raises(LedgerError, match=r"segment 2 was decided on .* row \d+ has .*numpy \(1 then, 2 now\)"):
+        next(resumed.curator.rest_of_epoch(5))
+
+
+@pytest.mark.parametrize("method", [DeltaLoss(), Loss(focus="high")], ids=["delta_loss", "loss"])
+@pytest.mark.parametrize(("noise", "wins"), [(1e-6, True), (1e-2, False)])
+def test_a_recorded_choice_is_made_again_unless_training_gave_other_losses(
+    tmp_path: Path, noise: float, wins: bool, method: Any
+) -> None:
+    """From step 4 on the losses come out a little differently, as another order of summation makes them."""
+    full = Run(tmp_path, method).begin()
+    full.train(after_step=full.save)
+    wanted = decisions(full.ledger)
+    rng = np.random.default_rng(1)
+
+    def noisy(step: int) -> np.ndarray:
+        losses_N = losses_at(step)
+        return (losses_N * (1 + noise * rng.standard_normal(len(losses_N)))).astype(np.float32)
+
+    resumed = Run(tmp_path, method, losses=noisy).begin(tmp_path / "checkpoint-4")
+    resumed.train(4)
+    assert (decisions(resumed.ledger) == wanted) == wins
+    assert any("is decided anew" in sentence for sentence in resumed.said) != wins
+    anew = [line for line in resumed.ledger.segments().values() if any("decided anew" in w for w in line["warnings"])]
+    assert bool(anew) != wins, "the record says so too"
 
 
 def test_a_method_that_decides_otherwise_now_is_found_out(tmp_path: Path) -> None:

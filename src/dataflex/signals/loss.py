@@ -103,17 +103,20 @@ class LossSignal:
                 fast_Bx2 = self.measure(self.prepare(sample_rows))
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             return f"the fast path fails: {' '.join(str(error).split())[:200]}"
-        tolerance = TOLERANCE_HALF if self._in_half_precision() else TOLERANCE_FP32
+        tolerance = self.tolerance
         if torch.allclose(fast_Bx2, plain_Bx2, rtol=tolerance, atol=tolerance, equal_nan=True):
             return ""
         apart = float(((fast_Bx2 - plain_Bx2).abs() / plain_Bx2.abs().clamp(min=1e-9)).max())
         return f"the fast path differs from the model's own logits by {apart:.2g}"
 
-    def _in_half_precision(self) -> bool:
+    @property
+    def tolerance(self) -> float:
+        """How far apart two measurements of the same weights may be, relative."""
         parameters = list(self.model.parameters())
         with self._autocast():
             autocasts = torch.is_autocast_enabled(parameters[0].device.type)
-        return autocasts or any(p.dtype in (torch.bfloat16, torch.float16) for p in parameters)
+        half = autocasts or any(p.dtype in (torch.bfloat16, torch.float16) for p in parameters)
+        return TOLERANCE_HALF if half else TOLERANCE_FP32
 
     def prepare(self, rows_B: np.ndarray) -> dict[str, Any]:
         features = self._features(rows_B)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from dataflex.ledger.ledger import Ledger
 from dataflex.train.checkpoint import STATE_FILE, TRAINER_STATE_NAME, read_state, write_state
 from dataflex.train.decide import decide
 from dataflex.train.describe import cost_of_choosing, describe, describe_cost, metrics, quantiles
+from dataflex.train.former import Former, difference
 from dataflex.train.measure import Measured
 from dataflex.train.pool import Pool
 from dataflex.train.ranks import Ranks
@@ -45,6 +45,7 @@ class Curator:
         ledger: Ledger,
         ranks: Ranks,
         measure: Callable[[str, Progress], Measured],
+        spot_check: Callable[[np.ndarray], Measured],
         host_order: Callable[[int], np.ndarray],
         say: Callable[[str], None],
         log: Callable[[dict[str, float]], None],
@@ -53,13 +54,15 @@ class Curator:
         """
         Args:
             measure: measures one signal for the whole pool, given its name (collective).
+            spot_check: measures the losses of some rows under the present weights (collective).
             host_order: rows of an epoch in the host's own order, for methods that choose nothing.
             say: tells the person who watches one sentence.
             log: hands numbers to the host's loggers.
         """
         self.method, self.plan, self.geometry, self.pool = method, plan, geometry, pool
         self.seed, self._ledger, self.ranks, self._versions = seed, ledger, ranks, dict(versions)
-        self._measure, self._host_order, self._say, self._log = measure, host_order, say, log
+        self._measure, self._spot_check = measure, spot_check
+        self._host_order, self._say, self._log = host_order, say, log
         self._reset()
 
     def _reset(self) -> None:
@@ -69,9 +72,9 @@ class Curator:
         self._times_trained_N = np.zeros(len(self.pool), dtype=np.int32)
         self._scorable_N = self.pool.info.trainable_N.copy()
         self._seconds = {"choosing": 0.0, "running": 0.0}
-        # Rows of the segment in progress, and what a former process recorded for the one to decide next:
+        # Rows of the segment in progress, and what a former process recorded of those to decide next:
         self._current: tuple[Segment, np.ndarray] | None = None
-        self._recorded: Mapping[str, Any] | None = None
+        self._former = Former(self._ledger)
         self._started = time.perf_counter()
         self._run_id: str | None = None
         self.num_decisions = 0
@@ -117,23 +120,30 @@ class Curator:
         progress = self.plan.progress(segment)
         selector = self.method.selector
         names = sorted(frozenset() if selector.follows_host else selector.needs_at(progress))
-        recorded = self.ranks.from_main(lambda: self._recorded_signals(segment))
         signals: dict[str, np.ndarray] = {}
         scoring: dict[str, Any] = {}
+        warnings: list[str] = []
+        kept = self.ranks.from_main(lambda: sorted(self._former.signals(self._former.in_force(segment.index))))
         for name in names:
             if name == "times_trained":
                 signals[name] = self._times_trained_N.copy()
-            elif name in recorded:
-                signals[name] = recorded[name]
+            elif name in kept:
                 scoring = {"source": "ledger", "num_rows": 0, "num_tokens": 0, "seconds": 0.0}
+                if self.ranks.is_main:
+                    signals[name] = self._former.signals(self._former.in_force(segment.index))[name]
+                if name == "loss":
+                    self._measure_again(segment)
             else:
                 measured = self._measure(name, progress)
                 signals[name] = measured.values
                 scoring = scoring or measured.cost
+                if name == "loss" and self.ranks.is_main:
+                    signals[name], said = self._compared(segment, measured)
+                    warnings += said
         # In the host's own order nothing is chosen: every rank knows the rows, rank 0 records them.
         epoch_rows = self._host_order(segment.cycle) if selector.follows_host else None
         line, rows_Q = self.ranks.from_main(
-            lambda: self._choose(segment, progress, signals, scoring, began, epoch_rows)
+            lambda: self._choose(segment, progress, signals, scoring, warnings, began, epoch_rows)
         )
         self.ranks.require_equal(rows_Q, f"the decision of segment {segment.index}")
         self._count(rows_Q)
@@ -145,10 +155,31 @@ class Curator:
         self._log(metrics(line))
         return rows_Q
 
-    def _recorded_signals(self, segment: Segment) -> dict[str, np.ndarray]:
-        """Signals that a former process recorded for this decision and the same weights (rank 0)."""
-        recorded = self._recorded
-        return self._ledger.signals_of(recorded) if recorded and recorded["segment"] == segment.index else {}
+    def _measure_again(self, segment: Segment) -> None:
+        """Losses of some rows, to see that recorded ones are those of the present weights (collective)."""
+        line = self._former.in_force(segment.index)
+        rows_R = self.ranks.from_main(lambda: self._former.rows_to_measure_again(line or {}))
+        if len(rows_R) == 0:
+            return
+        again = self._spot_check(rows_R)
+        self.ranks.from_main(lambda: self._former.verify_losses(line or {}, rows_R, again, self._versions))
+
+    def _compared(self, segment: Segment, measured: Measured) -> tuple[np.ndarray, list[str]]:
+        """The recorded losses of a line that was rolled back, where the steps before it gave the same again (rank 0).
+
+        A complete line wins: a choice that was recorded is made again in spite of another order of summation.
+        """
+        line = self._former.rolled_back(segment.index)
+        recorded = self._former.signals(line).get("loss")
+        if line is None or recorded is None:
+            return measured.values, []
+        apart = difference(recorded, measured.values, measured.tolerance)
+        if apart is None:
+            return recorded, []
+        return measured.values, [
+            f"training up to step {segment.start} again gave other losses than before the interruption (row "
+            f"{apart.position}: {apart.then:.6g} then, {apart.now:.6g} now): segment {segment.index} is decided anew"
+        ]
 
     def _choose(
         self,
@@ -156,6 +187,7 @@ class Curator:
         progress: Progress,
         signals: Mapping[str, np.ndarray],
         scoring: Mapping[str, Any],
+        warnings: list[str],
         began: float,
         epoch_rows: np.ndarray | None,
     ) -> tuple[dict[str, Any], np.ndarray]:
@@ -198,17 +230,18 @@ class Curator:
             "num_distinct_rows": len(np.unique(rows_Q)),
             "window": dict(selection.window) if selection.window else None,
             "notes": dict(selection.notes),
-            "warnings": list(selection.warnings),
+            "warnings": [*warnings, *selection.warnings],
             "quantiles": quantiles(selection.columns_N),
             "scoring": dict(scoring) or None,
             "seconds": {"total": now - began, "select": now - chose},
             "share_of_run": self._seconds["choosing"] / max(self._running(), 1e-9),
             "versions": self._versions,
         }
-        recorded = self._recorded
-        if recorded is not None and recorded["segment"] == segment.index:
-            self._verify(recorded, rows_Q)
-            self._recorded = None
+        recorded = self._former.in_force(segment.index)
+        if recorded is not None:
+            self._former.verify_rows(recorded, rows_Q)
+        self._former.done_with(segment.index)
+        if recorded is not None:
             return {**recorded, "as_recorded": True}, rows_Q
         return self._ledger.append(line, rows_Q, columns_N), rows_Q
 
@@ -225,14 +258,6 @@ class Curator:
             raise DataFlexError(
                 f"method {self.method.name} returned row {int(outside[0])}, but the pool has rows 0 to "
                 f"{len(self.pool) - 1}"
-            )
-
-    def _verify(self, recorded: Mapping[str, Any], rows_Q: np.ndarray) -> None:
-        """The recorded choice must follow from the recorded signals again."""
-        if not np.array_equal(self._ledger.rows_of(recorded), rows_Q):
-            raise LedgerError(
-                f"segment {recorded['segment']} was recorded with other rows than its recorded signals give now; "
-                "a package or the method changed since: install the versions of that ledger line or start anew"
             )
 
     def _running(self) -> float:
@@ -258,7 +283,10 @@ class Curator:
         if checkpoint is not None:
             step = self._restore(Path(checkpoint), run["fingerprint"])
             self._say(f"going on after step {step}, from {checkpoint}")
-            self._roll_back(step)
+            self._former.roll_back(step, self.plan)
+            self._ledger.note(
+                {"kind": "resume", "step": step, "geometry": dict(vars(self.geometry)), "versions": self._versions}
+            )
             return
         found = self._ledger.claim(run["fingerprint"], overwrite=overwrite)
         if found == "replace":
@@ -272,44 +300,7 @@ class Curator:
 
     def why_not(self, meta: Mapping[str, Any]) -> str | None:
         """Why a checkpoint of these values cannot be resumed with the present ledger; None when it can (rank 0)."""
-        if meta["run_id"] != self._ledger.run_id():
-            return "belongs to an earlier run in this directory"
-        recorded = self._recorded_steps()
-        rolled_back = any(line["kind"] == "rollback" for line in self._ledger.lines())
-        if recorded < meta["step"] and not rolled_back:
-            raise LedgerError(
-                f"{self._ledger.path} records the run up to step {recorded}, the checkpoint was saved at step "
-                f"{meta['step']}; restore the dataflex folder of the run, or start anew with overwrite_output_dir: true"
-            )
-        if recorded < meta["step"] or meta["trained"] != self._trained_digest(meta["step"]):
-            return "was trained on rows that have been rolled back since"
-        return None
-
-    def _recorded_steps(self) -> int:
-        """Number of steps from the first that the ledger covers without a gap."""
-        recorded = 0
-        for _, line in sorted(self._ledger.segments().items()):
-            if line["start"] != recorded:
-                break
-            recorded = line["stop"]
-        return recorded
-
-    def _trained_digest(self, step: int) -> str:
-        """Hash of the rows of all segments that start before ``step``."""
-        lines = sorted(self._ledger.segments().items())
-        rows = [line["sha256"]["rows"] for _, line in lines if line["start"] < step]
-        return hashlib.sha256(" ".join(rows).encode()).hexdigest()
-
-    def _roll_back(self, step: int) -> None:
-        """Cancel lines of weights that no longer exist; keep the one decided from exactly these weights."""
-        later = [line for line in self._ledger.segments().values() if line["start"] > step]
-        if later:
-            first = min(line["segment"] for line in later)
-            self._ledger.rollback(first, f"resumed from step {step}")
-        if step < self.plan.num_steps:
-            segment = self.plan.segment_at(step)
-            if segment.start == step:
-                self._recorded = self._ledger.segments().get(segment.index)
+        return self._former.why_not(meta)
 
     def end(self, step: int, best_checkpoint: str | None) -> None:
         """Record where training stopped, and what choosing cost (rank 0).
@@ -340,7 +331,7 @@ class Curator:
         meta = {
             "step": step,
             "run_id": self._run_id,
-            "trained": self._trained_digest(step),
+            "trained": self._former.trained_digest(step),
             "fingerprint": fingerprint,
             "seconds": {**self._seconds, "running": self._running()},
         }

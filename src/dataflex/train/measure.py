@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dataflex.signals.sweep import Collective, Sweep, sweep
 from dataflex.train.pool import Pool
 from dataflex.train.ranks import Ranks
 
+SPOT_CHECK_TOKENS = 1024  # padded tokens of a batch where none has been found yet
 LOSS_DEFINITION = "mean negative log-likelihood over label tokens, eval mode, fp32 sums, version 1"
 
 
@@ -33,6 +34,7 @@ class Measured:
 
     values: np.ndarray
     cost: dict[str, Any] = field(default_factory=dict)
+    tolerance: float = 1e-4  # how far apart two measurements of the same weights may be, relative
 
 
 class Measurer:
@@ -84,7 +86,9 @@ class Measurer:
             cost = {"source": "cache", "num_rows": 0, "num_tokens": 0, "seconds": 0.0}
             return Measured(values=cached, cost=cost)
         with without_adapter(self._trainer.model) if at_base else nullcontext():
-            measured = self._sweep_losses()
+            budget = self._known_budget()
+            measured = self._sweep_losses(np.flatnonzero(self._pool.info.trainable_N), budget)
+            self._keep_budget(measured.cost["batch_tokens"], budget)
         if key is not None and self._ranks.is_main:
             try:
                 self._cache.save(key, measured.values)
@@ -92,16 +96,25 @@ class Measurer:
                 self._say(f"the initial losses could not be kept in {self._cache.directory} ({error.strerror}): go on")
         return measured
 
+    def spot_check(self, rows_R: np.ndarray) -> Measured:
+        """Mean losses of some rows under the present model, shape (R,)."""
+        budget = self._known_budget() or SPOT_CHECK_TOKENS  # too few rows to find one
+        measured = self._sweep_losses(rows_R, budget)
+        return replace(measured, values=measured.values[rows_R])
+
     @property
     def _sharded(self) -> bool:
         """True when a rank may hold only a part of the weights, so that forwards are collective."""
         return self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled
 
-    def _sweep_losses(self) -> Measured:
+    def _known_budget(self) -> int | None:
+        """Padded tokens of a scoring batch: pinned, or found by an earlier pass of the run."""
+        return self._batch_tokens or self._ranks.from_main(lambda: self._ledger.run().get("score_batch_tokens"))
+
+    def _sweep_losses(self, rows: np.ndarray, budget: int | None) -> Measured:
+        """Mean losses of ``rows``; NaN for the others."""
         pool, sharded = self._pool, self._sharded
         signal = self._signal = self._signal or self._loss_signal(sharded)
-        rows = np.flatnonzero(pool.info.trainable_N)
-        budget = self._batch_tokens or self._ranks.from_main(lambda: self._ledger.run().get("score_batch_tokens"))
         ranks = Collective(
             device=self._ranks.device,
             rank=self._ranks.rank,
@@ -120,7 +133,7 @@ class Measurer:
                 result = sweep(
                     signal, pool.info.num_tokens_N, rows, ranks=ranks, batch_tokens=budget, advance=bar.update
                 )
-        self._tell(why_not, result, budget)
+        self._tell(why_not, result)
         losses_N = mean_losses(result.values_NxC)
         lost = len(rows) - int(np.isfinite(losses_N).sum())
         if lost and self._ranks.is_main:
@@ -135,7 +148,7 @@ class Measurer:
             "out_of_memory": result.num_out_of_memory,
             "logits": "label positions" if why_not is None else "all positions",
         }
-        return Measured(values=losses_N, cost=cost)
+        return Measured(values=losses_N, cost=cost, tolerance=signal.tolerance)
 
     def _loss_signal(self, sharded: bool) -> LossSignal:
         trainer = self._trainer
@@ -147,8 +160,8 @@ class Measurer:
             autocast=trainer.compute_loss_context_manager,
         )
 
-    def _tell(self, why_not: str | None, result: Sweep, budget: int | None) -> None:
-        """Say what is out of the ordinary, once, and keep the batch size for later passes and resumes."""
+    def _tell(self, why_not: str | None, result: Sweep) -> None:
+        """Say what is out of the ordinary, once."""
         if not self._ranks.is_main:
             return
         if why_not is not None and not self._told_why:
@@ -156,8 +169,11 @@ class Measurer:
             self._say(f"losses are computed from the model's full logits, which is slower: {why_not}")
         if result.num_out_of_memory:
             self._say(f"memory ran out in {result.num_out_of_memory} scoring batches; they were measured in halves")
-        if result.batch_tokens != budget and self._batch_tokens is None:
-            self._ledger.update_run({"score_batch_tokens": result.batch_tokens})
+
+    def _keep_budget(self, found: int, known: int | None) -> None:
+        """Keep the batch size for later passes and resumes."""
+        if self._ranks.is_main and found != known and self._batch_tokens is None:
+            self._ledger.update_run({"score_batch_tokens": found})
 
     def _cache_key(self, *, at_base: bool) -> dict[str, str] | None:
         """Everything the losses depend on; the tokens and labels stand for tokenizer, template and cutoff."""

@@ -56,6 +56,15 @@ class DynamicDataMixin:
         ranks = Ranks(self.accelerator)  # type: ignore[attr-defined]
         ledger = self._ledger = Ledger(trainer_args.output_dir)
         ranks.require_equal(pool.digest, "the training data")
+        measurer = Measurer(
+            self,
+            selector=dataflex.method.selector,
+            pool=pool,
+            ranks=ranks,
+            ledger=ledger,
+            batch_tokens=dataflex.score_batch_tokens,
+            say=say,
+        )
         self.curator = Curator(
             method=dataflex.method,
             plan=plan,
@@ -64,15 +73,8 @@ class DynamicDataMixin:
             seed=trainer_args.data_seed if trainer_args.data_seed is not None else trainer_args.seed,
             ledger=ledger,
             ranks=ranks,
-            measure=Measurer(
-                self,
-                selector=dataflex.method.selector,
-                pool=pool,
-                ranks=ranks,
-                ledger=ledger,
-                batch_tokens=dataflex.score_batch_tokens,
-                say=say,
-            ),
+            measure=measurer,
+            spot_check=measurer.spot_check,
             host_order=self._host_order,
             say=say,
             log=self.log,  # type: ignore[attr-defined]

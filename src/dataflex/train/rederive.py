@@ -1,0 +1,199 @@
+"""Every recorded choice, derived again from the signals that were recorded with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataflex.algorithms.base import PoolInfo, Progress, Selection
+from dataflex.core.errors import DataFlexError, LedgerError
+from dataflex.ledger.audit import Audit
+from dataflex.ledger.files import read_columns
+from dataflex.ledger.findings import Finding, damage, note
+from dataflex.ledger.ledger import Ledger
+from dataflex.ledger.run_facts import Facts
+from dataflex.signals.file import read_scores
+from dataflex.train.decide import decide
+from dataflex.train.settings import versions
+
+TOLERANCE = 1e-6  # of recorded columns and notes, relative; rows must be equal
+
+
+class NotAtHand(Exception):
+    """A signal that was not recorded and cannot be read any more."""
+
+
+def rederive(audit: Audit, selector: Any) -> list[Finding]:
+    """Derive the choices of a record again; what does not follow is a finding.
+
+    Args:
+        audit: the record, read and verified.
+        selector: the method, built from run.yaml.
+    """
+    if audit.facts is None:
+        return [note("choices", "not derived again: run.yaml does not say what is needed")]
+    if selector.follows_host:
+        return [note("choices", "nothing was chosen: the host's own order was trained, which is not derived again")]
+    try:
+        columns = read_columns(audit.ledger.root / "rows.parquet", ("num_tokens", "num_label_tokens"))
+        pool = PoolInfo(num_tokens_N=columns["num_tokens"], num_label_tokens_N=columns["num_label_tokens"])
+        if len(pool) != audit.facts.num_rows:
+            raise LedgerError("rows.parquet is not the pool of this run")
+        return _Derivation(audit, audit.facts, selector, pool).findings()
+    except LedgerError as error:
+        return [note("choices", f"not derived again: {error}")]
+
+
+class _Derivation:
+    """A run's decisions one after the other: the state of the method and the training counts go along."""
+
+    def __init__(self, audit: Audit, facts: Facts, selector: Any, pool: PoolInfo) -> None:
+        self._ledger, self._facts, self._selector = audit.ledger, facts, selector
+        self._lines = [entry.content for _, entry in sorted(audit.history.in_force.items())]
+        self._state: dict[str, np.ndarray] = {}
+        self._trainable_N = self._scorable_N = pool.trainable_N
+        self._counts_N = np.zeros(len(pool), dtype=np.int32)
+        self._pool = pool
+
+    def findings(self) -> list[Finding]:
+        found: list[Finding] = []
+        for number, line in enumerate(self._lines):
+            where = f"segment {line['segment']}"
+            try:
+                if number == 0:
+                    self._state = dict(self._selector.init(self._pool))
+                found += [damage(where, said) for said in self._compare(line)]
+            except (NotAtHand, LedgerError) as reason:
+                found.append(note(where, f"the choices from here on are not derived again: {reason}"))
+                break
+            except Exception as error:  # damaged signals may lead a method anywhere; it may be other people's
+                why = str(error) if isinstance(error, DataFlexError) else f"{type(error).__name__}: {error}"
+                found.append(damage(where, f"its choice cannot be derived again: {why}"))
+                break
+        return found
+
+    def _compare(self, line: Mapping[str, Any]) -> list[str]:
+        progress = self._progress(line)
+        columns_N = self._ledger.signals_of(line)
+        recorded_Q = self._ledger.rows_of(line)
+        signals = {name: self._signal(name, progress, columns_N) for name in self._names(progress)}
+        if "loss" in signals:
+            self._scorable_N = self._trainable_N & np.isfinite(signals["loss"])
+        selection, rows_Q, self._state = decide(
+            self._selector,
+            progress,
+            state=self._state,
+            signals=signals,
+            scorable_N=self._scorable_N,
+            quota=(line["stop"] - line["start"]) * self._facts.global_batch,
+            seed=self._facts.seed,
+        )
+        if np.any((recorded_Q < 0) | (recorded_Q >= len(self._counts_N))):
+            raise LedgerError("it names rows that the pool does not have")
+        self._counts_N = self._counts_N + np.bincount(recorded_Q, minlength=len(self._counts_N)).astype(np.int32)
+        return [*self._wrong_rows(line, rows_Q, recorded_Q), *_wrong_reasons(selection, columns_N, line)]
+
+    def _progress(self, line: Mapping[str, Any]) -> Progress:
+        plan = self._facts.plan
+        if line["start"] >= plan.num_steps:
+            raise LedgerError("it lies outside the schedule of run.yaml")
+        segment = plan.segment_at(line["start"])
+        if (segment.index, segment.start, segment.stop) != (line["segment"], line["start"], line["stop"]):
+            raise LedgerError("it is not a segment of the schedule in run.yaml")
+        return plan.progress(segment)
+
+    def _names(self, progress: Progress) -> list[str]:
+        return sorted(self._selector.needs_at(progress))
+
+    def _signal(self, name: str, progress: Progress, columns_N: Mapping[str, np.ndarray]) -> np.ndarray:
+        """A signal as the method was given it."""
+        if name == "times_trained":
+            return self._counts_N.copy()
+        if name in ("file", "replay"):
+            return self._from_path(name, progress)
+        if name in columns_N:
+            return columns_N[name]
+        raise NotAtHand(f"the signal {name!r} was not recorded")
+
+    def _from_path(self, name: str, progress: Progress) -> np.ndarray:
+        path = Path(str(self._selector.path))
+        try:
+            if name == "file":
+                if not path.is_file():  # a pipe or a device would be waited for
+                    raise NotAtHand(f"the file {path}, which it read, is not there any more")
+                return read_scores(str(path), len(self._pool), self._facts.data)
+            former = Ledger(path)
+            if not former.exists():
+                raise NotAtHand(f"the run {path}, which it repeats, is not there any more")
+            if former.run().get("fingerprint", {}).get("data") != self._facts.data:
+                raise NotAtHand(f"{path} holds a run on other data now")
+            line = former.line_of(progress.segment)
+            if line is None:
+                raise NotAtHand(f"{path} has no segment {progress.segment} any more")
+            return former.rows_of(line)
+        except (DataFlexError, OSError) as error:
+            raise NotAtHand(str(error)) from error
+
+    def _wrong_rows(self, line: Mapping[str, Any], rows_Q: np.ndarray, recorded_Q: np.ndarray) -> list[str]:
+        if np.array_equal(rows_Q, recorded_Q):
+            return []
+        if sorted(rows_Q) == sorted(recorded_Q):
+            what = "its rows stand in another order than its recorded signals give"
+        else:
+            strange = np.setdiff1d(recorded_Q, rows_Q)
+            example = f", such as row {strange[0]}" if len(strange) else ""
+            what = f"its recorded signals give other rows than it records: {len(strange)} differ{example}"
+        now, then = versions(), line["versions"]
+        changed = [
+            f"{name} {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name]
+        ]
+        path = getattr(self._selector, "path", None)
+        reasons = [f"{path} may have changed since"] * bool(path) + [f"installed are {', '.join(changed)}"] * bool(
+            changed
+        )
+        return [f"{what}; {'; '.join(reasons) or 'the record was changed since, or the method'}"]
+
+
+def _wrong_reasons(selection: Selection, columns_N: Mapping[str, np.ndarray], line: Mapping[str, Any]) -> list[str]:
+    """Recorded columns, notes and window that are not those of the choice."""
+    wrong = []
+    if selection.decision != line["decision"]:
+        wrong.append(f"it records the decision {line['decision']!r}, its signals give {selection.decision!r}")
+    names = columns_N.keys() - {"row", "times_trained"}
+    if names != selection.columns_N.keys():
+        wrong.append(f"it records the columns {_listed(names)}, its method gives {_listed(selection.columns_N)}")
+    for name in sorted(names & selection.columns_N.keys()):
+        if not _same_column(columns_N[name], np.asarray(selection.columns_N[name])):
+            wrong.append(f"its column {name!r} does not follow from its signals")
+    for name, given in (("notes", dict(selection.notes)), ("window", dict(selection.window or {}) or None)):
+        if not _same(line[name], given):
+            wrong.append(f"its {name} do not follow from its signals")
+    return wrong
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _same_column(left: np.ndarray, right: np.ndarray) -> bool:
+    if left.shape != right.shape or left.dtype.kind != right.dtype.kind:
+        return False
+    if left.dtype.kind != "f":
+        return np.array_equal(left, right)
+    return np.allclose(left, right, rtol=TOLERANCE, atol=0, equal_nan=True)
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Equal JSON values, numbers within the tolerance."""
+    if isinstance(right, np.generic):
+        right = right.item()
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_same(left[name], right[name]) for name in left)
+    if isinstance(left, list) and isinstance(right, (list, tuple)):
+        return len(left) == len(right) and all(map(_same, left, right))
+    if isinstance(left, float) and isinstance(right, (int, float)):
+        return bool(np.isclose(left, right, rtol=TOLERANCE, atol=0))
+    return left == right
