@@ -30,6 +30,7 @@ class Audit:
     run: Mapping[str, Any]  # empty where run.yaml cannot be read
     facts: Facts | None  # None where run.yaml does not say
     history: History
+    times_trained_N: np.ndarray | None  # over all segments in force; None where rows of one cannot be read
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -46,9 +47,10 @@ def audit(ledger: Ledger) -> Audit:
     num_rows = _audit_rows(ledger, seal.get("rows"), facts, findings)
     history = read_history(ledger.path, run_id if isinstance(run_id, str) else None, facts)
     findings += history.findings
-    findings += audit_arrays(ledger, history, facts, num_rows)
+    found, counts_N = audit_arrays(ledger, history, facts, num_rows)
+    findings += found
     findings += _notes(ledger, history, facts)
-    return Audit(ledger=ledger, run=run, facts=facts, history=history, findings=findings)
+    return Audit(ledger=ledger, run=run, facts=facts, history=history, times_trained_N=counts_N, findings=findings)
 
 
 def _read_run(ledger: Ledger, findings: list[Finding]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -17,8 +17,14 @@ from dataflex.ledger.ledger import Ledger
 from dataflex.ledger.run_facts import Facts
 
 
-def audit_arrays(ledger: Ledger, history: History, facts: Facts | None, num_rows: int | None) -> list[Finding]:
-    """Verify the arrays of all segments in force, and that there are no others."""
+def audit_arrays(
+    ledger: Ledger, history: History, facts: Facts | None, num_rows: int | None
+) -> tuple[list[Finding], np.ndarray | None]:
+    """Verify the arrays of all segments in force, and that there are no others.
+
+    Returns:
+        What is wrong, and how often each row was trained; None where the rows of a segment cannot be read.
+    """
     findings: list[Finding] = []
     # How often each row was trained before a segment; None once the rows of one cannot be read.
     counts_N = np.zeros(num_rows, dtype=np.int64) if num_rows is not None else None
@@ -31,7 +37,7 @@ def audit_arrays(ledger: Ledger, history: History, facts: Facts | None, num_rows
         _audit_signals(ledger, entry, rows_Q, counts_N, num_rows, findings)
         counts_N = _counted(counts_N, rows_Q)
     findings += _unrecorded(ledger.root, history)
-    return findings
+    return findings, counts_N
 
 
 def _counted(counts_N: np.ndarray | None, rows_Q: np.ndarray | None) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,8 @@ def _replay(history: History, facts: Facts | None) -> None:
             wrong = [] if cancelled else [f"it cancels segment {line['from_segment']}, which was not recorded before"]
             for segment in cancelled:
                 del in_force[segment]
+        elif line["kind"] == "resume":
+            wrong = _wrong_resume(line, in_force, facts)
         else:
             wrong = _wrong_end(entry, history, facts)
         history.findings += [damage(entry.where, sentence) for sentence in wrong]
@@ -157,6 +160,21 @@ def _against_run(line: Mapping[str, Any], facts: Facts) -> list[str]:
         wrong.append(f"segment {segment} was chosen with other parameters than run.yaml names")
     if line["seed"] != facts.seed:
         wrong.append(f"segment {segment} was chosen with seed {line['seed']}, run.yaml has {facts.seed}")
+    return wrong
+
+
+def _wrong_resume(line: Mapping[str, Any], in_force: Mapping[int, Entry], facts: Facts | None) -> list[str]:
+    """What a run goes on from is recorded, and what was recorded after it is rolled back."""
+    wrong, step = [], line["step"]
+    reached = max((entry.content["stop"] for entry in in_force.values()), default=0)
+    if step > reached:
+        wrong.append(f"the run goes on after step {step}, but only {reached} steps are recorded before")
+    later = [segment for segment, entry in in_force.items() if entry.content["start"] > step]
+    if later:
+        wrong.append(f"the run goes on after step {step}, but segment {min(later)}, which starts later, is in force")
+    geometry = line["geometry"]
+    if facts is not None and math.prod(geometry.values()) != facts.global_batch:
+        wrong.append(f"the run goes on with {math.prod(geometry.values())} samples a step, it has {facts.global_batch}")
     return wrong
 
 

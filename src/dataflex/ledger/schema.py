@@ -107,7 +107,8 @@ END = {
     "seconds": OPTIONAL_NUMBERS,
     "choosing": OPTIONAL_MAPPING,
 }
-KINDS: dict[str, Mapping[str, Field]] = {"segment": SEGMENT, "rollback": ROLLBACK, "end": END}
+RESUME = {"step": WHOLE, "geometry": NUMBERS, "versions": MAPPING, "previous": HASH}
+KINDS: dict[str, Mapping[str, Field]] = {"segment": SEGMENT, "rollback": ROLLBACK, "resume": RESUME, "end": END}
 
 
 def wrong_fields(content: Mapping[str, Any], fields: Mapping[str, Field]) -> list[str]:

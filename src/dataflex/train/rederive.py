@@ -22,7 +22,7 @@ from dataflex.train.settings import versions
 TOLERANCE = 1e-6  # of recorded columns and notes, relative; rows must be equal
 
 
-class NotAtHand(Exception):
+class NotAtHandError(Exception):
     """A signal that was not recorded and cannot be read any more."""
 
 
@@ -66,7 +66,7 @@ class _Derivation:
                 if number == 0:
                     self._state = dict(self._selector.init(self._pool))
                 found += [damage(where, said) for said in self._compare(line)]
-            except (NotAtHand, LedgerError) as reason:
+            except (NotAtHandError, LedgerError) as reason:
                 found.append(note(where, f"the choices from here on are not derived again: {reason}"))
                 break
             except Exception as error:  # damaged signals may lead a method anywhere; it may be other people's
@@ -79,7 +79,7 @@ class _Derivation:
         progress = self._progress(line)
         columns_N = self._ledger.signals_of(line)
         recorded_Q = self._ledger.rows_of(line)
-        signals = {name: self._signal(name, progress, columns_N) for name in self._names(progress)}
+        signals = {name: self._signal(name, progress, columns_N) for name in sorted(self._selector.needs_at(progress))}
         if "loss" in signals:
             self._scorable_N = self._trainable_N & np.isfinite(signals["loss"])
         selection, rows_Q, self._state = decide(
@@ -105,9 +105,6 @@ class _Derivation:
             raise LedgerError("it is not a segment of the schedule in run.yaml")
         return plan.progress(segment)
 
-    def _names(self, progress: Progress) -> list[str]:
-        return sorted(self._selector.needs_at(progress))
-
     def _signal(self, name: str, progress: Progress, columns_N: Mapping[str, np.ndarray]) -> np.ndarray:
         """A signal as the method was given it."""
         if name == "times_trained":
@@ -116,31 +113,31 @@ class _Derivation:
             return self._from_path(name, progress)
         if name in columns_N:
             return columns_N[name]
-        raise NotAtHand(f"the signal {name!r} was not recorded")
+        raise NotAtHandError(f"the signal {name!r} was not recorded")
 
     def _from_path(self, name: str, progress: Progress) -> np.ndarray:
         path = Path(str(self._selector.path))
         try:
             if name == "file":
                 if not path.is_file():  # a pipe or a device would be waited for
-                    raise NotAtHand(f"the file {path}, which it read, is not there any more")
+                    raise NotAtHandError(f"the file {path}, which it read, is not there any more")
                 return read_scores(str(path), len(self._pool), self._facts.data)
             former = Ledger(path)
             if not former.exists():
-                raise NotAtHand(f"the run {path}, which it repeats, is not there any more")
+                raise NotAtHandError(f"the run {path}, which it repeats, is not there any more")
             if former.run().get("fingerprint", {}).get("data") != self._facts.data:
-                raise NotAtHand(f"{path} holds a run on other data now")
+                raise NotAtHandError(f"{path} holds a run on other data now")
             line = former.line_of(progress.segment)
             if line is None:
-                raise NotAtHand(f"{path} has no segment {progress.segment} any more")
+                raise NotAtHandError(f"{path} has no segment {progress.segment} any more")
             return former.rows_of(line)
         except (DataFlexError, OSError) as error:
-            raise NotAtHand(str(error)) from error
+            raise NotAtHandError(str(error)) from error
 
     def _wrong_rows(self, line: Mapping[str, Any], rows_Q: np.ndarray, recorded_Q: np.ndarray) -> list[str]:
         if np.array_equal(rows_Q, recorded_Q):
             return []
-        if sorted(rows_Q) == sorted(recorded_Q):
+        if np.array_equal(np.sort(rows_Q), np.sort(recorded_Q)):
             what = "its rows stand in another order than its recorded signals give"
         else:
             strange = np.setdiff1d(recorded_Q, rows_Q)
