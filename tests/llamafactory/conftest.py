@@ -99,54 +99,62 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "work")
 
 
+def base_config(tiny_model: Path, data_dir: Path, output_dir: Path) -> dict[str, Any]:
+    """A config of a small LoRA run."""
+    return {
+        "model_name_or_path": str(tiny_model),
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_rank": 4,
+        "lora_target": "all",
+        "lora_dropout": 0.1,
+        "dataset": "toy",
+        "dataset_dir": str(data_dir),
+        "template": "default",
+        "cutoff_len": 64,
+        "output_dir": str(output_dir),
+        "overwrite_output_dir": False,
+        "report_to": "none",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "num_train_epochs": 1.0,
+        "lr_scheduler_type": "cosine",
+        "bf16": False,
+        "use_cpu": True,
+        "seed": 7,
+        "train_type": "dynamic_select",
+        "component_name": "delta_loss",
+        "warmup_step": 3,
+        "update_step": 2,
+        "update_times": 2,
+    }
+
+
 @pytest.fixture
 def config(tiny_model: Path, data_dir: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """A config of a small LoRA run; keyword arguments change it, None takes a key out."""
 
     def make(**changes: Any) -> dict[str, Any]:
-        base = {
-            "model_name_or_path": str(tiny_model),
-            "stage": "sft",
-            "do_train": True,
-            "finetuning_type": "lora",
-            "lora_rank": 4,
-            "lora_target": "all",
-            "lora_dropout": 0.1,
-            "dataset": "toy",
-            "dataset_dir": str(data_dir),
-            "template": "default",
-            "cutoff_len": 64,
-            "output_dir": str(tmp_path / "run"),
-            "overwrite_output_dir": False,
-            "report_to": "none",
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "per_device_train_batch_size": 2,
-            "gradient_accumulation_steps": 2,
-            "learning_rate": 1e-2,
-            "num_train_epochs": 1.0,
-            "lr_scheduler_type": "cosine",
-            "bf16": False,
-            "use_cpu": True,
-            "seed": 7,
-            "train_type": "dynamic_select",
-            "component_name": "delta_loss",
-            "warmup_step": 3,
-            "update_step": 2,
-            "update_times": 2,
-        }
+        base = base_config(tiny_model, data_dir, tmp_path / "run")
         return {key: value for key, value in {**base, **changes}.items() if value is not None}
 
     return make
 
 
-def train(config: dict[str, Any], tmp_path: Path, **component_params: Any) -> Path:
-    """Train through the verb; returns the output directory."""
+def train(
+    config: dict[str, Any], tmp_path: Path, *, fresh: bool = False, other_versions: bool = False, **params: Any
+) -> Path:
+    """Train through the verb, with parameters of the component; returns the output directory."""
     from dataflex.cli.train import train as verb
 
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(config))  # JSON is YAML
-    verb(str(path), [f"component.params.{name}={json.dumps(value)}" for name, value in component_params.items()])
+    overrides = [f"component.params.{name}={json.dumps(value)}" for name, value in params.items()]
+    verb(str(path), overrides, fresh=fresh, other_versions=other_versions)
     return Path(config["output_dir"])
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataflex.core.errors import DataFlexError
 from dataflex.ledger.ledger import Ledger
+from dataflex.train.settings import versions
 from tests.llamafactory.conftest import assert_same_weights, train
 
 # Segments of 3, 2, 2 | 3, 2, 2 steps: checkpoints 3, 5, 7, 10 and 12 lie at boundaries, 7 at an epoch's end.
@@ -100,3 +102,40 @@ def test_an_incomplete_checkpoint_is_passed_over(config, tmp_path: Path) -> None
     (run / "checkpoint-6" / "trainer_state.json").write_text('{"log_hist')  # killed while it was written
     train({**settings, "output_dir": str(run)}, tmp_path)
     assert_same_weights(full, run)
+
+
+def test_a_base_model_that_changed_under_an_adapter_is_refused(config, tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    settings = config(model_name_or_path=str(model), **EVERY_CHECKPOINT)
+    full = train({**settings, "output_dir": str(tmp_path / "full")}, tmp_path)
+    run = cut_after(full, 4, tmp_path / "cut")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] += torch.tensor(1e-3)
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    before = (run / "dataflex" / "ledger.jsonl").read_bytes()
+    with pytest.raises(DataFlexError, match="the frozen weights of the model are not those of the run recorded"):
+        train({**settings, "output_dir": str(run)}, tmp_path)
+    assert (run / "dataflex" / "ledger.jsonl").read_bytes() == before
+
+
+def test_other_versions_are_refused_by_name_unless_the_user_lets_them(
+    config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(**EVERY_CHECKPOINT)
+    full = train({**settings, "output_dir": str(tmp_path / "full")}, tmp_path)
+    run = cut_after(full, 4, tmp_path / "cut")
+    now = {**versions(), "torch": "99.1"}
+    for place in ("settings", "mixin"):
+        monkeypatch.setattr(f"dataflex.train.{place}.versions", lambda: now)
+    with pytest.raises(DataFlexError, match=rf"version of torch \({versions()['torch'][:6]}.* then, 99\.1 now\)"):
+        train({**settings, "output_dir": str(run)}, tmp_path)
+    train({**settings, "output_dir": str(run)}, tmp_path, other_versions=True)
+    assert_same_weights(full, run)
+    resumed = [line for line in Ledger(run).lines() if line["kind"] == "resume"]
+    assert [line["versions"]["torch"] for line in resumed] == ["99.1"], (
+        "the record says under which versions it went on"
+    )

@@ -130,6 +130,12 @@ def test_initial_losses_are_shared_between_equal_runs_and_never_with_others(conf
     sources = [line["scoring"] and line["scoring"]["source"] for line in Ledger(again).segments().values()]
     assert sources == [None, "cache", "measured"]
 
+    fresh = train(config(output_dir=str(tmp_path / "fresh")), tmp_path, fresh=True, cache_dir=cache)
+    sources = [line["scoring"] and line["scoring"]["source"] for line in Ledger(fresh).segments().values()]
+    assert sources == [None, "measured", "measured"], "--fresh serves none"
+    assert rows_of(first) == rows_of(fresh)
+    capsys.readouterr()
+
     other = train(config(output_dir=str(tmp_path / "other"), learning_rate=3e-2), tmp_path, cache_dir=cache)
     assert "holds 1 arrays of other weights or other data: none of them is used" in capsys.readouterr().out
     assert [line["scoring"] and line["scoring"]["source"] for line in Ledger(other).segments().values()] == [

@@ -54,6 +54,6 @@ def forecast(speed: Speed, *, num_passes: int, num_rows: int, num_samples: int) 
     training = num_samples * speed.seconds_per_sample
     return (
         f"At the speed of {speed.run} ({speed.tokens_per_s:,.0f} tokens/s scoring, {speed.tokens_per_row:.0f} tokens a "
-        f"row): {num_passes} passes = {num_tokens:,.0f} tokens in {scoring:,.1f} s, training {training:,.1f} s; choosing "
-        f"takes {scoring / max(scoring + training, 1e-9):.0%} of the run's time."
+        f"row): {num_passes} passes = {num_tokens:,.0f} tokens in {scoring:,.1f} s, training {training:,.1f} s; "
+        f"choosing takes {scoring / max(scoring + training, 1e-9):.0%} of the run's time."
     )

@@ -33,11 +33,18 @@ AS_OVERRIDES = {"ignore_unknown_options": True}
 
 
 @app.command(context_settings=AS_OVERRIDES)
-def train(config: str = CONFIG, overrides: list[str] = OVERRIDES) -> None:
+def train(
+    config: str = CONFIG,
+    overrides: list[str] = OVERRIDES,
+    fresh: bool = typer.Option(False, "--fresh", help="Take no initial losses from the cache of another run."),
+    other_versions: bool = typer.Option(
+        False, "--other-versions", help="Resume a run although packages have other versions than it was recorded with."
+    ),
+) -> None:
     """Train: in one process, or with torchrun when several devices are visible or FORCE_TORCHRUN=1."""
     from dataflex.cli.train import train
 
-    train(config, overrides or [])
+    train(config, overrides or [], fresh=fresh, other_versions=other_versions)
 
 
 @app.command(context_settings=AS_OVERRIDES)
@@ -60,6 +67,17 @@ def report(
     from dataflex.cli.report import report
 
     report(run_dirs, out, lang, follow, port)
+
+
+@app.command()
+def audit(
+    run_dirs: list[str] = RUN_DIRS,
+    run_code: bool = typer.Option(False, "--run-code", help="Import the method of another package that it names."),
+) -> None:
+    """Verify the record of a run, or compare two: exit code 0 verified, 1 damage found, 3 other decisions."""
+    from dataflex.cli.audit import audit
+
+    raise typer.Exit(audit(run_dirs, run_code))
 
 
 @app.command()

@@ -9,8 +9,12 @@ from dataflex.cli.config import RunConfig, check_host_keys, read_config
 from dataflex.core.errors import DataFlexError
 
 
-def train(path: str, overrides: list[str]) -> None:
+def train(path: str, overrides: list[str], *, fresh: bool = False, other_versions: bool = False) -> None:
     """Train from a config file.
+
+    Args:
+        fresh: take no losses from the cache of another run.
+        other_versions: resume although packages have other versions than before.
 
     Raises:
         DataFlexError: a mistake of the user's, found before anything is written.
@@ -23,14 +27,15 @@ def train(path: str, overrides: list[str]) -> None:
         llamafactory.refuse_config(config.host)
     # LOCAL_RANK is torchrun's own; RANK alone is also set for each pod by cluster schedulers.
     if "LOCAL_RANK" not in os.environ and wants_torchrun(llamafactory.num_devices()):
-        launch(path, overrides, llamafactory.num_devices())
+        flags = [*(["--fresh"] if fresh else []), *(["--other-versions"] if other_versions else [])]
+        launch(path, [*overrides, *flags], llamafactory.num_devices())
     elif config.is_dynamic:
-        _train_dynamic(config)
+        _train_dynamic(config, fresh=fresh, other_versions=other_versions)
     else:
         llamafactory.run_static(config.host)
 
 
-def _train_dynamic(config: RunConfig) -> None:
+def _train_dynamic(config: RunConfig, *, fresh: bool, other_versions: bool) -> None:
     from dataflex.integrations import llamafactory
     from dataflex.train.settings import Method, Settings
 
@@ -40,6 +45,8 @@ def _train_dynamic(config: RunConfig) -> None:
         schedule=config.schedule,
         score_batch_tokens=config.score_batch_tokens,
         config=config.resolved,
+        fresh=fresh,
+        other_versions=other_versions,
     )
     trainer = llamafactory.run_dynamic(config.host, settings)
     if trainer.args.process_index == 0:

@@ -145,10 +145,10 @@ class _Session:
         self._settings = replace(self._settings, pool=pool, rows=rows, overwrite=overwrite)
         plan = make_plan(self._settings, args, len(pool), geometry)
         check_quotas(self._settings, plan, pool, geometry)
-        check_files(self._settings.method.selector, pool, args.output_dir)
-        if args.process_index == 0:
-            fingerprint = make_fingerprint(self._settings, pool, geometry)
-            Ledger(args.output_dir).claim(fingerprint, overwrite=overwrite)
+        if args.process_index == 0:  # the others may not see these files
+            check_files(self._settings.method.selector, pool, args.output_dir)
+            ledger = Ledger(args.output_dir)
+            ledger.claim(make_fingerprint(self._settings, pool, geometry, ledger), overwrite=overwrite)
 
 
 @contextmanager
@@ -164,6 +164,7 @@ def rebound(module: Any, name: str, wrap: Any) -> Iterator[None]:
         setattr(module, name, original)
 
 
+@functools.cache
 def known_keys() -> dict[str, Any]:
     """All keys of a LLaMA-Factory training config with their types."""
     parser = import_module("llamafactory.hparams.parser")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+# How the keys begin that name the versions of packages.
+VERSION = "version of "
+
 # Keys that change neither the weights nor the choice of rows, and keys that are compared in a better way: batch size
 # and accumulation as the global batch (a run may go on with another number of ranks), our own keys as method,
 # parameters and schedule, the place of the data as its content.

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -63,18 +64,24 @@ def _digest(values: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
-def weights_digest(model: nn.Module, *, without_adapter: bool = False) -> str | None:
-    """Hash of all parameters and buffers, base and trainable; None when this rank holds only a part of them.
-
-    Names are those of the base model, so that ``without_adapter`` the hash is the same under any adapter or none.
+def weights_digest(model: nn.Module, part: Literal["all", "base", "frozen"] = "all") -> str | None:
+    """Hash of a model's weights; None when this rank holds only a part of them.
 
     Two sums modulo 2**64 per tensor, plain and weighted by position, computed where the tensor lives (hashing the
-    bytes of an 8B model on the host would take minutes): a guard against accident, not against forgery.
+    bytes of an 8B model on the host would take minutes): a guard against accident, not against forgery. Names are
+    those of the base model, so that the hash of the base is the same under any adapter or none.
+
+    Args:
+        part: all parameters and buffers; the base model's, without LoRA matrices; or the parameters that are not
+            trained.
     """
     digest = hashlib.sha256()
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if part == "frozen":
+        tensors = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    else:
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in sorted((canonical_name(name), tensor) for name, tensor in tensors.items()):
-        if without_adapter and "lora_" in name:
+        if part == "base" and "lora_" in name:
             continue
         if hasattr(tensor, "ds_id") or type(tensor).__name__ == "DTensor":
             return None

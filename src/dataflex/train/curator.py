@@ -280,8 +280,12 @@ class Curator:
     def _begin(
         self, run: Mapping[str, Any], rows: Mapping[str, Any], *, overwrite: bool, checkpoint: str | None
     ) -> None:
+        without_lock = self._ledger.lock()
+        if without_lock is not None:
+            self._say(without_lock)
         if checkpoint is not None:
             step = self._restore(Path(checkpoint), run["fingerprint"])
+            self._same_base(run)
             self._say(f"going on after step {step}, from {checkpoint}")
             self._former.roll_back(step, self.plan)
             self._ledger.note(
@@ -291,12 +295,23 @@ class Curator:
         found = self._ledger.claim(run["fingerprint"], overwrite=overwrite)
         if found == "replace":
             self._say(f"the record of an earlier run was moved to {self._ledger.move_aside()}")
+        if found == "continue":
+            self._same_base(run)
         # One record, one id: checkpoints of an earlier run in the same directory must not be taken for this one's.
         self._run_id = self._ledger.run_id() if found == "continue" else uuid.uuid4().hex
         self._ledger.begin({"run_id": self._run_id, **run}, rows)
         if self._ledger.segments():
             self._ledger.rollback(0, "no checkpoint had been saved: the run starts again")
             self._say("no checkpoint had been saved: the run starts again, its earlier ledger lines are rolled back")
+
+    def _same_base(self, run: Mapping[str, Any]) -> None:
+        """Checkpoints of an adapter hold the adapter only: its base model must be the one it was trained on."""
+        then, now = self._ledger.run().get("base_weights"), run.get("base_weights")
+        if then is not None and now is not None and then != now:
+            raise ConfigError(
+                f"the frozen weights of the model are not those of the run recorded in {self._ledger.root} (hash "
+                f"{then[:12]} then, {now[:12]} now); restore the model, or start anew with overwrite_output_dir: true"
+            )
 
     def why_not(self, meta: Mapping[str, Any]) -> str | None:
         """Why a checkpoint of these values cannot be resumed with the present ledger; None when it can (rank 0)."""

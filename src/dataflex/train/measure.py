@@ -45,6 +45,7 @@ class Measurer:
         selector: the method that asks; its ``path`` and ``cache_dir`` are read where it has them.
         ledger: of this run; keeps the calibrated batch size, and initial losses where the method names no place.
         batch_tokens: padded tokens of a scoring batch, where the user pins it.
+        fresh: serve no array from the cache.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class Measurer:
         ranks: Ranks,
         ledger: Ledger,
         batch_tokens: int | None,
+        fresh: bool,
         say: Callable[[str], None],
     ) -> None:
         self._trainer, self._selector, self._pool, self._ranks, self._say = trainer, selector, pool, ranks, say
         self._ledger, self._batch_tokens = ledger, batch_tokens
+        self._fresh = fresh
         self._told_why = False
         self._signal: LossSignal | None = None  # one a run: its fast path is checked once
         self._cache = SignalCache(Path(getattr(selector, "cache_dir", None) or ledger.root / "cache"))
@@ -81,7 +84,8 @@ class Measurer:
         # Losses of the base model serve every run that starts from it, whatever its adapter.
         at_base = progress.step == 0 and not self._sharded and adds_nothing(self._trainer.model)
         key = self._ranks.from_main(lambda: self._cache_key(at_base=at_base)) if cacheable else None
-        cached = self._ranks.from_main(lambda: self._load(key)) if key is not None else None
+        serves = key is not None and not self._fresh
+        cached = self._ranks.from_main(lambda: self._load(key or {})) if serves else None
         if cached is not None:
             cost = {"source": "cache", "num_rows": 0, "num_tokens": 0, "seconds": 0.0}
             return Measured(values=cached, cost=cost)
@@ -184,7 +188,7 @@ class Measurer:
         if trainer.is_fsdp_enabled or pictured:  # a part of the weights only; more in a row than its tokens tell
             return None
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
-        weights = weights_digest(model, without_adapter=at_base)
+        weights = weights_digest(model, "base" if at_base else "all")
         if weights is None:
             return None
         precision = (

@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from dataflex.core.errors import DataFlexError
 from dataflex.core.order import micro_batches_per_pass
 from dataflex.ledger.ledger import Ledger
+from dataflex.signals.cache import weights_digest
 from dataflex.train.callback import EpochCounter
 from dataflex.train.chain import SegmentChain, draw_like_a_stock_loader, host_order
 from dataflex.train.checkpoint import newest_complete_checkpoint
@@ -63,6 +64,7 @@ class DynamicDataMixin:
             ranks=ranks,
             ledger=ledger,
             batch_tokens=dataflex.score_batch_tokens,
+            fresh=dataflex.fresh,
             say=say,
         )
         self.curator = Curator(
@@ -80,7 +82,7 @@ class DynamicDataMixin:
             log=self.log,  # type: ignore[attr-defined]
             versions=versions(),
         )
-        self._fingerprint = make_fingerprint(dataflex, pool, geometry)
+        self._fingerprint = make_fingerprint(dataflex, pool, geometry, ledger)
         if not dataflex.method.selector.follows_host or dataflex.schedule.train_step:
             trainer_args.max_steps = plan.num_steps
         self.add_callback(EpochCounter(plan.steps_per_epoch, self._micro_batches()))  # type: ignore[attr-defined]
@@ -149,18 +151,19 @@ class DynamicDataMixin:
                 "install transformers>=5.6, or set dataloader_drop_last: true"
             )
         self._say_length()
-        curator.begin(
-            self._run_record(), self._row_columns(), overwrite=self._dataflex.overwrite, checkpoint=checkpoint
-        )
-        if checkpoint and curator.ranks.device == torch.device("cpu", 0):
-            load_cpu_checkpoints_by_index()
         # The chain positions itself; the Trainer's own skipping would rebuild the loader and train nothing.
         ignore_data_skip, trainer_args.ignore_data_skip = trainer_args.ignore_data_skip, True
         try:
+            curator.begin(
+                self._run_record(), self._row_columns(), overwrite=self._dataflex.overwrite, checkpoint=checkpoint
+            )
+            if checkpoint and curator.ranks.device == torch.device("cpu", 0):
+                load_cpu_checkpoints_by_index()
             result = super().train(checkpoint, *args, **kwargs)  # type: ignore[misc]
+            curator.end(self.state.global_step, self.state.best_model_checkpoint)  # type: ignore[attr-defined]
         finally:
             trainer_args.ignore_data_skip = ignore_data_skip
-        curator.end(self.state.global_step, self.state.best_model_checkpoint)  # type: ignore[attr-defined]
+            self._ledger.unlock()
         if curator.num_decisions == 0 and checkpoint is None:
             raise DataFlexError(
                 "the trainer never asked for a segment: it builds its own data loader and cannot be served"
@@ -236,7 +239,14 @@ class DynamicDataMixin:
             "geometry": dict(vars(geometry)),
             "seed": self.curator.seed,
             "versions": versions(),
+            "base_weights": self._base_weights(),
         }
+
+    def _base_weights(self) -> str | None:
+        """Hash of the weights that are not trained, which no checkpoint holds; None when ranks hold parts of them."""
+        model = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
+        frozen = any(not parameter.requires_grad for parameter in model.parameters())
+        return weights_digest(model, "frozen") if frozen and self.curator.ranks.is_main else None
 
     def _row_columns(self) -> dict[str, Any]:
         info = self.curator.pool.info

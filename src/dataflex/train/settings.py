@@ -13,7 +13,8 @@ from dataflex import __version__
 from dataflex.core.draw import check_quota
 from dataflex.core.order import Geometry, micro_batches_per_pass
 from dataflex.core.plan import Schedule, SegmentPlan
-from dataflex.ledger.fingerprint import comparable
+from dataflex.ledger.fingerprint import VERSION, comparable
+from dataflex.ledger.ledger import Ledger
 from dataflex.train.pool import Pool
 
 
@@ -39,6 +40,8 @@ class Settings:
     config: Mapping[str, Any]  # the resolved config, JSON values; kept in run.yaml and part of the fingerprint
     score_batch_tokens: int | None = None  # padded tokens of a scoring batch; None: calibrated
     overwrite: bool = False
+    fresh: bool = False  # no array of another run is served from the cache
+    other_versions: bool = False  # go on although packages have other versions than the recorded run
     newest_checkpoint: bool = False  # resume from the newest complete checkpoint instead of the one train() is given
     pool: Pool | None = None  # read already, else it is read from the trainer's data set
     rows: Mapping[str, Any] = field(default_factory=dict)  # columns of rows.parquet beyond row and token counts
@@ -89,9 +92,17 @@ def unguided(method: Method, plan: SegmentPlan) -> str | None:
     return None
 
 
-def make_fingerprint(settings: Settings, pool: Pool, geometry: Geometry) -> dict[str, Any]:
-    """What makes two runs the same run: config, method, schedule, data and global batch."""
+def make_fingerprint(settings: Settings, pool: Pool, geometry: Geometry, ledger: Ledger) -> dict[str, Any]:
+    """What makes two runs the same run: config, method, schedule, data, global batch and versions.
+
+    Where the user lets a run go on under other versions, those that ``ledger`` has on record stand in for them.
+    """
     params = {name: value for name, value in settings.method.params.items() if name != "cache_dir"}
+    made_with = {f"{VERSION}{package}": number for package, number in versions().items()}
+    if settings.other_versions and ledger.exists():
+        recorded = ledger.run().get("fingerprint")
+        if isinstance(recorded, dict):
+            made_with = {key: value for key, value in recorded.items() if key.startswith(VERSION)}
     return {
         **comparable(settings.config),
         "method": settings.method.name,
@@ -102,6 +113,7 @@ def make_fingerprint(settings: Settings, pool: Pool, geometry: Geometry) -> dict
         "global_batch": geometry.global_batch,
         # The host's own order depends on how many ranks fill up the end of a pass.
         **({"world_size": geometry.world_size} if settings.method.selector.follows_host else {}),
+        **made_with,
     }
 
 
