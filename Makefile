@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-fast lint format types clean
+.PHONY: help install demo test test-fast faults lint format types clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -32,6 +32,9 @@ test: $(INSTALLED) ## all tests, those without a model first
 
 test-fast: $(INSTALLED) ## tests without a model
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest src tests/core tests/algorithms tests/ledger tests/cli
+
+faults: $(INSTALLED) ## the long fault tests: 10,000 damaged configs, kills at every place
+	@DATAFLEX_FAULTS=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
 
 lint: $(INSTALLED) ## ruff and pyright
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

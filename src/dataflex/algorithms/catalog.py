@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from importlib.metadata import entry_points
+from typing import Any
 
 from dataflex.algorithms.select.delta_loss import DeltaLoss
 from dataflex.algorithms.select.length import Length
@@ -11,7 +13,7 @@ from dataflex.algorithms.select.loss import Loss
 from dataflex.algorithms.select.random import Random
 from dataflex.algorithms.select.replay import Replay
 from dataflex.algorithms.select.static import Static
-from dataflex.core.errors import ConfigError, did_you_mean
+from dataflex.core.errors import ConfigError, did_you_mean, shown
 
 SELECTORS: dict[str, type] = {
     "delta_loss": DeltaLoss,
@@ -30,6 +32,15 @@ def selector_names() -> list[str]:
     return [*SELECTORS, *sorted(e.name for e in entry_points(group="dataflex.selectors") if e.name not in SELECTORS)]
 
 
+def foreign_module(name: str) -> str | None:
+    """The module that a method's code is imported from; None for ours and for names that are no method."""
+    if name in SELECTORS:
+        return None
+    if ":" in name:
+        return name.partition(":")[0]
+    return next((e.module for e in entry_points(group=ENTRY_POINT_GROUPS["selectors"]) if e.name == name), None)
+
+
 def selector_class(name: str) -> type:
     """Return the class of a method: one of ours, an entry point of another package, or ``package.module:Class``.
 
@@ -40,17 +51,19 @@ def selector_class(name: str) -> type:
         return SELECTORS[name]
     if ":" in name:
         module_name, _, class_name = name.partition(":")
-        try:
-            return getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
-            raise ConfigError(
-                f"method {name!r} cannot be imported ({error}); check the names, and that its folder is on PYTHONPATH"
-            ) from error
+        hint = "; check the names, and that its folder is on PYTHONPATH"
+        return _imported(name, lambda: getattr(importlib.import_module(module_name), class_name), hint)
     for entry_point in entry_points(group=ENTRY_POINT_GROUPS["selectors"]):
         if entry_point.name == name:
-            try:
-                return entry_point.load()
-            except (ImportError, AttributeError) as error:
-                raise ConfigError(f"method {name!r} of another package cannot be imported ({error})") from error
+            return _imported(name, entry_point.load, " from its package; install that package again")
     names = selector_names()
-    raise ConfigError(f"there is no method named {name!r}{did_you_mean(name, names)}; known: {', '.join(names)}")
+    raise ConfigError(f"there is no method named {shown(name)}{did_you_mean(name, names)}; known: {', '.join(names)}")
+
+
+def _imported(name: str, load: Callable[[], Any], hint: str) -> Any:
+    """What ``load`` imports. Foreign code runs while it is imported and may raise anything, or leave the process."""
+    try:
+        return load()
+    except (Exception, SystemExit) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"method {shown(name)} cannot be imported ({why}){hint}") from error

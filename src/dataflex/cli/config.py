@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from dataflex.algorithms.catalog import selector_class
-from dataflex.core.errors import ConfigError, did_you_mean
+from dataflex.algorithms.catalog import foreign_module, selector_class
+from dataflex.core.errors import ConfigError, did_you_mean, shown
 from dataflex.core.plan import Schedule
 
 TRAIN_TYPES = ("static", "dynamic_select")
@@ -25,6 +24,8 @@ LATER_TRAIN_TYPES = ("dynamic_mix", "dynamic_weight", "dynamic_reorder")
 SCHEDULE_KEYS = tuple(field.name for field in dataclasses.fields(Schedule))
 OUR_KEYS = ("train_type", "components_cfg_file", "component_name", "score_batch_tokens", *SCHEDULE_KEYS)
 PACKAGE_COMPONENTS = Path(__file__).parent.parent / "configs" / "components.yaml"
+# What the verbs ask of a selector, beyond the calls of a run; `SelectorBase` has all of it.
+SELECTOR_PARTS = ("select", "needs", "needs_at", "init", "observe", "follows_host", "serves_warmup")
 COMPONENT_KINDS = ("selectors", "mixers", "weighters", "orders")
 
 
@@ -61,18 +62,20 @@ def load_files(path: str, overrides: list[str]) -> tuple[dict[str, Any], dict[st
         raise ConfigError(f"the config {path!r} is empty")
     for text in overrides:
         if "=" not in text or not text.split("=", 1)[0]:
-            raise ConfigError(f"{text!r} is not an override; write key=value")
+            raise ConfigError(f"{shown(text)} is not an override; write key=value")
     try:
         given = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
         merged = OmegaConf.to_container(OmegaConf.merge(config, given), resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
+    except Exception as error:  # OmegaConf, its grammar and PyYAML raise some twenty types for a wrong text
+        if not overrides:
+            raise ConfigError(f"the values of {path!r} cannot be resolved ({_line(error)}); correct them") from error
         raise ConfigError(f"the overrides cannot be applied ({_line(error)}); write key=value") from error
     if not isinstance(merged, dict) or not isinstance(given, dict):
         raise ConfigError(f"{path} holds no mapping of keys to values")
     component = merged.pop("component", None)
     component = {} if component is None else component
     if not isinstance(component, dict):
-        raise ConfigError(f"component is {component!r}; write component.params.NAME=value")
+        raise ConfigError(f"component is {shown(component)}; write component.params.NAME=value")
     return {str(key): value for key, value in merged.items()}, component
 
 
@@ -84,8 +87,8 @@ def split_config(config: dict[str, Any], component: Mapping[str, Any]) -> RunCon
     if train_type in LATER_TRAIN_TYPES:
         raise ConfigError(f"train_type {train_type!r} is not served yet; served: {', '.join(TRAIN_TYPES)}")
     if train_type not in TRAIN_TYPES:
-        hint = did_you_mean(str(train_type), (*TRAIN_TYPES, *LATER_TRAIN_TYPES))
-        raise ConfigError(f"train_type is {train_type!r}{hint}; it must be one of {', '.join(TRAIN_TYPES)}")
+        hint = did_you_mean(train_type, (*TRAIN_TYPES, *LATER_TRAIN_TYPES))
+        raise ConfigError(f"train_type is {shown(train_type)}{hint}; it must be one of {', '.join(TRAIN_TYPES)}")
     if "train_type" not in ours and (ours or component):
         raise ConfigError(
             f"{', '.join(ours) or 'component'} is set but train_type is not; set train_type: dynamic_select, or "
@@ -96,19 +99,27 @@ def split_config(config: dict[str, Any], component: Mapping[str, Any]) -> RunCon
     schedule = build(Schedule, {key: ours[key] for key in SCHEDULE_KEYS if key in ours}, where="")
     batch_tokens = _checked("score_batch_tokens", ours.get("score_batch_tokens"), int | None)
     if batch_tokens is not None and batch_tokens < 1:
-        raise ConfigError(f"score_batch_tokens is {batch_tokens}; it must be at least 1")
+        raise ConfigError(f"score_batch_tokens is {shown(batch_tokens)}; it must be at least 1")
     components_path = find_components(ours.get("components_cfg_file"))
     output_dir = str(host.get("output_dir") or "")
     if not output_dir:
         raise ConfigError("output_dir is missing; the run's record and checkpoints are written there")
     preset = read_preset(components_path, ours.get("component_name"), component, output_dir=output_dir)
+    module = foreign_module(preset["name"])
+    if module is not None:  # said before it runs: importing it may do anything
+        _say_foreign(preset["name"], module, "the config" if "name" in component else str(components_path))
     selector = build(selector_class(preset["name"]), preset["params"], where=f"component {ours['component_name']}: ")
-    if not callable(getattr(selector, "select", None)):
-        raise ConfigError(f"{preset['name']} is no selector: it has no method select")
+    for part in SELECTOR_PARTS:
+        if not hasattr(selector, part):
+            raise ConfigError(f"{preset['name']} is no selector: it has no {part}; derive it from SelectorBase")
+    try:
+        resolved = json.loads(json.dumps({**config, "component": preset}, default=str))
+    except (TypeError, ValueError, RecursionError) as error:  # keys of bytes, numbers of 5,000 digits, deep nesting
+        raise ConfigError(f"the config cannot be kept as JSON in the run's record ({_line(error)})") from error
     return RunConfig(
         host=host,
         train_type=train_type,
-        resolved=json.loads(json.dumps({**config, "component": preset}, default=str)),
+        resolved=resolved,
         method_name=preset["name"],
         selector=selector,
         schedule=schedule,
@@ -125,7 +136,8 @@ def check_host_keys(host: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     """
     for key, value in host.items():
         if key not in known:
-            raise ConfigError(f"unknown key {key!r}{did_you_mean(key, (*known, *OUR_KEYS))}; remove or correct it")
+            hint = did_you_mean(key, (*known, *OUR_KEYS))
+            raise ConfigError(f"unknown key {shown(key)}{hint}; remove or correct it")
         # LLaMA-Factory checks no types; a word would fail much later, in the middle of PyTorch. Other types than the
         # plain ones have their own readers.
         if known[key] in (int, float, bool, int | None, float | None, bool | None):
@@ -137,14 +149,18 @@ def _checked(name: str, value: Any, hint: Any, where: str = "") -> Any:
     try:
         return TypeAdapter(hint).validate_python(value, strict=True)
     except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise ConfigError(f"{where}{name} is {value!r}: {problem[0].lower()}{problem[1:]}") from error
+        problem = error.errors(include_input=False)[0]["msg"]
+        raise ConfigError(f"{where}{name} is {shown(value)}: {problem[0].lower()}{problem[1:]}") from error
+    except PydanticUserError as error:
+        raise ConfigError(f"{where}{name} is of type {hint}, which no config can hold; leave it out") from error
 
 
 def find_components(path: Any) -> Path:
     """The components file: relative to the working directory, then to the package, else the one shipped."""
     if path is None:
         return PACKAGE_COMPONENTS
+    if not isinstance(path, (str, int, float)):
+        raise ConfigError(f"components_cfg_file is {shown(path)}; it must be the name of a file")
     given = Path(str(path))
     inside_package = Path(__file__).parent.parent / os.path.normpath(str(path)).removeprefix("src/dataflex/")
     for candidate in (given, inside_package):
@@ -154,7 +170,7 @@ def find_components(path: Any) -> Path:
         except OSError:  # a name that the file system does not take
             continue
     raise ConfigError(
-        f"components_cfg_file {str(path)!r} does not exist, neither in the working directory nor in the package; "
+        f"components_cfg_file {shown(str(path))} does not exist, neither in the working directory nor in the package; "
         "correct the path, or leave the key out to use the presets of the package"
     )
 
@@ -172,38 +188,43 @@ def read_presets(path: Path) -> dict[str, Any]:
 def read_preset(path: Path, name: Any, overrides: Mapping[str, Any], *, output_dir: str) -> dict[str, Any]:
     """One preset as {"name": method, "params": {...}}, overrides applied, ``${output_dir}`` replaced."""
     presets = read_presets(path)
-    listing = ", ".join(map(str, presets)) or "none"
+    listing = _listed(presets)
     if name is None:
         raise ConfigError(f"component_name is missing; it must name a preset of {path}: {listing}")
     if not isinstance(name, (str, int)) or name not in presets:
         raise ConfigError(
-            f"component_name {name!r} is not in {path}{did_you_mean(str(name), map(str, presets))}; known: {listing}"
+            f"component_name {shown(name)} is not in {path}{did_you_mean(name, presets)}; known: {listing}"
         )
-    preset = presets[name] or {}
+    preset = {} if presets[name] is None else presets[name]
     if not isinstance(preset, dict):
-        raise ConfigError(f"the preset {name!r} of {path} is no mapping; write name: and params:")
+        raise ConfigError(f"the preset {shown(name)} of {path} is no mapping; write name: and params:")
     merged = {**preset, **{key: value for key, value in overrides.items() if key != "params"}}
     for key in merged:
         if key not in ("name", "params"):
-            raise ConfigError(f"unknown key {key!r} in the preset {name!r}{did_you_mean(key, ('name', 'params'))}")
-    params, changed = preset.get("params") or {}, overrides.get("params") or {}
+            hint = did_you_mean(key, ("name", "params"))
+            raise ConfigError(f"unknown key {shown(key)} in the preset {shown(name)}{hint}")
+    params, changed = ({} if part.get("params") is None else part["params"] for part in (preset, overrides))
     if not isinstance(params, dict) or not isinstance(changed, dict):
-        raise ConfigError(f"params of the preset {name!r} is no mapping of parameters to values")
-    params = {key: _replace_output_dir(value, output_dir) for key, value in {**params, **changed}.items()}
-    return {"name": str(merged.get("name", name)), "params": params}
+        raise ConfigError(f"params of the preset {shown(name)} is no mapping of parameters to values")
+    params = {key: _replace_output_dir(key, value, output_dir) for key, value in {**params, **changed}.items()}
+    method = merged.get("name", name)
+    return {"name": method if isinstance(method, str) else shown(method), "params": params}
 
 
 def build(cls: Any, values: Mapping[str, Any], *, where: str) -> Any:
     """Make a dataclass from config values, strictly: unknown names and wrong types are errors, nothing is converted."""
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise ConfigError(f"{where}{getattr(cls, '__name__', cls)} is not a dataclass of parameters")
-    hints = typing.get_type_hints(cls)
+    try:
+        hints = typing.get_type_hints(cls)
+    except (NameError, TypeError, SyntaxError) as error:  # annotations that are no types at run time
+        raise ConfigError(f"{where}the parameters of {cls.__name__} have unreadable types ({_line(error)})") from error
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     checked = {}
     for name, value in values.items():
         if name not in names:
             raise ConfigError(
-                f"{where}unknown parameter {name!r}{did_you_mean(str(name), names)}; known: {', '.join(names)}"
+                f"{where}unknown parameter {shown(name)}{did_you_mean(name, names)}; known: {', '.join(names)}"
             )
         # YAML has lists only; strict mode would refuse one where a tuple is meant.
         checked[name] = _checked(name, tuple(value) if isinstance(value, list) else value, hints[name], where)
@@ -213,32 +234,63 @@ def build(cls: Any, values: Mapping[str, Any], *, where: str) -> Any:
             raise ConfigError(f"{where}{field.name} is missing; it has no default")
     try:
         return cls(**checked)
-    except ConfigError as error:
+    except (ConfigError, ValueError, TypeError) as error:  # the latter are how other people's classes refuse a value
         raise ConfigError(f"{where}{error}") from error
 
 
 def _load_mapping(path: Path, what: str) -> dict[str, Any]:
     """Read a YAML or JSON file that holds a mapping; interpolations stay as written."""
+    name = shown(str(path))
     if path.suffix not in (".yaml", ".yml", ".json"):
-        raise ConfigError(f"the {what} {str(path)!r} must end in .yaml, .yml or .json")
+        raise ConfigError(f"the {what} {name} must end in .yaml, .yml or .json")
     try:
         if path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
         else:
-            # OmegaConf reads 1e-4 as a number, as LLaMA-Factory does; plain YAML reads a string.
+            # OmegaConf reads 1e-4 as a number, as LLaMA-Factory does; plain YAML reads a string. It builds plain values
+            # only: a tag such as !!python/object/apply is an error.
             content = OmegaConf.to_container(OmegaConf.load(path))
     except OSError as error:
-        raise ConfigError(f"the {what} {str(path)!r} cannot be read: {error.strerror or error}") from error
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"the {what} {str(path)!r} is not valid: {_line(error)}") from error
+        raise ConfigError(f"the {what} {name} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # PyYAML raises KeyError for "!!bool maybe", IndexError for "!!int ''", and so on
+        raise ConfigError(f"the {what} {name} is not valid: {_line(error)}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"the {what} {str(path)!r} holds no mapping of keys to values")
+        raise ConfigError(f"the {what} {name} holds no mapping of keys to values")
     return content  # type: ignore[return-value]
 
 
-def _replace_output_dir(value: Any, output_dir: str) -> Any:
-    return value.replace("${output_dir}", output_dir) if isinstance(value, str) else value
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; as in YAML, no key may come twice, since one of its values would be lost."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"found duplicate key {shown(key)}")
+        found[key] = value
+    return found
+
+
+def _replace_output_dir(name: Any, value: Any, output_dir: str) -> Any:
+    """``value`` with ``${output_dir}`` replaced; any other ``${`` is not resolved in a preset, hence an error."""
+    if isinstance(value, list):
+        return [_replace_output_dir(name, item, output_dir) for item in value]
+    if not isinstance(value, str):
+        return value
+    if "${" in value.replace("${output_dir}", ""):
+        raise ConfigError(f"{shown(name)} is {shown(value)}; only ${{output_dir}} is replaced in a preset")
+    return value.replace("${output_dir}", output_dir)
+
+
+@functools.cache
+def _say_foreign(name: str, module: str, where: str) -> None:
+    """Tell, once, whose code is about to run."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"[dataflex] method {shown(name)} is code of module {shown(module)}, named in {where}", flush=True)
+
+
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(name if isinstance(name, str) else shown(name) for name in names) or "none"
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    """The message of a foreign error on one line; its type where it has none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

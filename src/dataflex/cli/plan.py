@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dataflex.cli.config import RunConfig, check_host_keys, read_config
 from dataflex.cli.train import launch_number
 from dataflex.core.draw import check_quota
-from dataflex.core.errors import ConfigError
+from dataflex.core.errors import ConfigError, shown
 from dataflex.core.order import Geometry, micro_batches_per_pass
 from dataflex.core.plan import SegmentPlan
 
@@ -24,6 +26,8 @@ from dataflex.core.plan import SegmentPlan
 # gradients of the frozen weights.
 FORWARDS_PER_TRAINED_ROW = {"full": 3.0, "freeze": 3.0, "lora": 2.0, "oft": 2.0}
 SHOWN_SEGMENTS = 40
+COUNTED_SEGMENTS = 10_000
+MOST_NUMBER = 2**63  # of anything that is counted
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,12 @@ def plan(path: str, overrides: list[str]) -> None:
     geometry = _geometry(config.host, llamafactory.num_devices())
     pool = pool_size(config.host)
     run_plan = _segment_plan(config, geometry, pool)
+    _check_quota(config.selector, run_plan, geometry, pool)
     _print_segments(console, config, run_plan, geometry, pool)
     _print_cost(console, config, run_plan, geometry, pool)
     warning = unguided(Method(name=config.method_name, selector=config.selector), run_plan)
     if warning:
-        console.print(f"Note: {warning}.", highlight=False)
+        console.print(f"Note: {warning}.", highlight=False, markup=False)
 
 
 def _geometry(host: dict[str, Any], num_devices: int) -> Geometry:
@@ -84,50 +89,54 @@ def _segment_plan(config: RunConfig, geometry: Geometry, pool: PoolSize) -> Segm
     )
 
 
+def _check_quota(selector: Any, run_plan: SegmentPlan, geometry: Geometry, pool: PoolSize) -> None:
+    """Raise when a decision could not fill its quota; none has more steps than the first."""
+    chooses = not (selector.follows_host or selector.serves_warmup or getattr(selector, "replacement", False))
+    if chooses and pool.num_rows is not None and run_plan.warmup_step < run_plan.num_steps:
+        first = run_plan.segment_at(run_plan.warmup_step)
+        check_quota(first.num_steps * geometry.global_batch, pool.num_rows)
+
+
 def _print_segments(
     console: Console, config: RunConfig, run_plan: SegmentPlan, geometry: Geometry, pool: PoolSize
 ) -> None:
     size = f"about {pool.num_rows:,} rows" if pool.num_rows is not None else "size unknown"
     console.print(
-        f"[bold]{config.method_name}[/bold]: {run_plan.num_steps} optimizer steps of {geometry.global_batch} samples "
-        f"({geometry.world_size} ranks x {geometry.accumulation} micro-batches x {geometry.micro_batch}); "
-        f"pool: {size} ({pool.note})",
+        f"[bold]{escape(config.method_name)}[/bold]: {run_plan.num_steps} optimizer steps of {geometry.global_batch} "
+        f"samples ({geometry.world_size} ranks x {geometry.accumulation} micro-batches x {geometry.micro_batch}); "
+        f"pool: {size} ({escape(pool.note)})",
         highlight=False,
     )
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for header in ("segment", "steps", "samples", "decision", "window (share)", "scores"):
         table.add_column(header, no_wrap=True)
-    chooses = not config.selector.follows_host and not getattr(config.selector, "replacement", False)
-    for number, segment in enumerate(run_plan.segments()):
+    for segment in itertools.islice(run_plan.segments(), SHOWN_SEGMENTS):
         progress = run_plan.progress(segment)
-        quota = segment.num_steps * geometry.global_batch
-        if chooses and not segment.is_warmup and pool.num_rows is not None:
-            check_quota(quota, pool.num_rows)
-        if number >= SHOWN_SEGMENTS:
-            continue
-        note = {} if segment.is_warmup else _note(config.selector, progress)
+        uniform = segment.is_warmup and not config.selector.serves_warmup
+        note = {} if uniform else _note(config.selector, progress)
         window = note.get("window_shares")
         decides = "host order" if config.selector.follows_host else note.get("decision", config.method_name)
         table.add_row(
             str(segment.index),
             f"{segment.start}-{segment.stop}",
-            str(quota),
-            "warm-up (uniform)" if segment.is_warmup else decides,
+            str(segment.num_steps * geometry.global_batch),
+            "warm-up (uniform)" if uniform else escape(decides),
             f"{window[0]:.4f} to {window[1]:.4f}" if window else "-",
             "the pool" if _scores(config.selector, progress) else "-",
         )
     console.print(table)
-    hidden = sum(1 for _ in run_plan.segments()) - SHOWN_SEGMENTS
+    hidden = run_plan.num_segments - SHOWN_SEGMENTS
     if hidden > 0:
         console.print(f"... and {hidden} more segments", highlight=False)
 
 
 def _print_cost(console: Console, config: RunConfig, run_plan: SegmentPlan, geometry: Geometry, pool: PoolSize) -> None:
-    passes = sum(_scores(config.selector, run_plan.progress(segment)) for segment in run_plan.segments())
+    passes = _num_passes(config.selector, run_plan)
     if passes == 0:
         console.print("No pass over the pool: choosing costs nothing measurable.", highlight=False)
         return
-    kind = str(config.host.get("finetuning_type", "lora"))
+    kind = config.host.get("finetuning_type", "lora")
+    kind = kind if isinstance(kind, str) else shown(kind)
     per_row = FORWARDS_PER_TRAINED_ROW.get(kind, 3.0)
     trained = run_plan.num_steps * geometry.global_batch
     counted = pool.num_rows if pool.num_rows is not None else 1000
@@ -138,7 +147,22 @@ def _print_cost(console: Console, config: RunConfig, run_plan: SegmentPlan, geom
         f"{per_row:g} forwards each ({kind}). Choosing costs {share:.0%} of the training's compute "
         f"({share / (1 + share):.0%} of the whole run).",
         highlight=False,
+        markup=False,
     )
+
+
+def _num_passes(selector: Any, run_plan: SegmentPlan) -> int:
+    """Passes over the pool in the whole run; in a very long one later segments are taken to be like those before."""
+    passes = 0
+    counted = {True: 0, False: 0}  # by "is a warm-up"
+    last = {True: False, False: False}
+    for segment in itertools.islice(run_plan.segments(), COUNTED_SEGMENTS):
+        last[segment.is_warmup] = _scores(selector, run_plan.progress(segment))
+        counted[segment.is_warmup] += 1
+        passes += last[segment.is_warmup]
+    updates = run_plan.updates_before(run_plan.num_steps)
+    warmups = run_plan.num_segments - updates
+    return passes + (updates - counted[False]) * last[False] + (warmups - counted[True]) * last[True]
 
 
 def _note(selector: Any, progress: Any) -> dict[str, Any]:
@@ -152,10 +176,18 @@ def _scores(selector: Any, progress: Any) -> bool:
 
 def _number(host: dict[str, Any], key: str, default: float, *, whole: bool = False) -> Any:
     value = host.get(key, default)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST_NUMBER  # no NaN
     if not is_number or (whole and value != int(value)):
-        raise ConfigError(f"{key} is {value!r}; it must be a {'whole ' if whole else ''}number")
+        what = "a whole number" if whole else "a number"
+        raise ConfigError(f"{key} is {shown(value)}; it must be {what} below {MOST_NUMBER}")
     return int(value) if whole else value
+
+
+def _positive(key: str, value: Any) -> int:
+    """A whole number of rows, at least 1."""
+    if _number({key: value}, key, 0, whole=True) < 1:
+        raise ConfigError(f"{key} is {shown(value)}; it must be at least 1, or left out")
+    return int(value)
 
 
 def pool_size(host: dict[str, Any]) -> PoolSize:
@@ -170,7 +202,7 @@ def pool_size(host: dict[str, Any]) -> PoolSize:
     directory = Path(str(host.get("dataset_dir", "data")))
     try:
         info = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return PoolSize(None, f"{directory / 'dataset_info.json'} cannot be read here ({type(error).__name__})")
     if not isinstance(info, dict):
         raise ConfigError(f"{directory / 'dataset_info.json'} holds no mapping of data set names")
@@ -178,14 +210,14 @@ def pool_size(host: dict[str, Any]) -> PoolSize:
     for name in names:
         if not isinstance(info.get(name) if isinstance(name, str) else None, dict):
             raise ConfigError(
-                f"data set {name!r} is not in {directory / 'dataset_info.json'}; known: {', '.join(info)}"
+                f"data set {shown(name)} is not in {directory / 'dataset_info.json'}; known: {', '.join(info)}"
             )
         file_name = info[name].get("file_name")
-        if info[name].get("num_samples"):  # LLaMA-Factory draws or repeats rows until it has this many
-            total += _limited(host, info[name]["num_samples"])
+        if info[name].get("num_samples") is not None:  # LLaMA-Factory draws or repeats rows until it has this many
+            total += _limited(host, _positive(f"num_samples of {shown(name)}", info[name]["num_samples"]))
             continue
-        if not isinstance(file_name, str) or not (directory / file_name).is_file():
-            return PoolSize(None, f"the rows of {name!r} are not in a file at hand")
+        if not isinstance(file_name, str) or not _is_file(directory / file_name):
+            return PoolSize(None, f"the rows of {shown(name)} are not in a file at hand")
         counted = _count_rows(directory / file_name)
         if counted is None:
             return PoolSize(None, f"{file_name} is of a format that is not counted here")
@@ -193,6 +225,8 @@ def pool_size(host: dict[str, Any]) -> PoolSize:
     if total == 0:
         raise ConfigError(f"the data set {', '.join(names)} is empty")
     val_size = _number(host, "val_size", 0.0)
+    if val_size < 0:
+        raise ConfigError(f"val_size is {shown(val_size)}; it must be a share below 1 or a number of rows")
     held_out = int(val_size) if val_size >= 1 else math.ceil(val_size * total)
     if held_out >= total:
         raise ConfigError(f"val_size is {val_size}, which leaves nothing of the {total} rows to train on")
@@ -202,7 +236,14 @@ def pool_size(host: dict[str, Any]) -> PoolSize:
 def _limited(host: dict[str, Any], num_rows: int) -> int:
     if host.get("max_samples") is None:
         return num_rows
-    return min(num_rows, _number(host, "max_samples", 0, whole=True))
+    return min(num_rows, _positive("max_samples", host["max_samples"]))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that the file system does not take
+        return False
 
 
 def _count_rows(path: Path) -> int | None:
@@ -220,5 +261,6 @@ def _count_rows(path: Path) -> int | None:
     except (ValueError, RecursionError):  # one object a line, under the other ending
         content = None
     if content is None:
-        return sum(1 for line in text.splitlines() if line.strip())
+        # Not splitlines: it also cuts at characters that may stand inside a JSON string.
+        return sum(1 for line in text.split("\n") if line.strip())
     return len(content) if isinstance(content, list) else None

@@ -20,11 +20,28 @@ class LedgerError(DataFlexError):
     """A run directory whose record is damaged, foreign or incomplete."""
 
 
-def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+def shown(value: object, limit: int = 200) -> str:
+    """Return ``repr(value)`` as a sentence can hold it: cut when long, described when Python refuses to print it.
+
+    >>> shown("a" * 500, limit=12)
+    "'aaaaa…aaaa'"
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more than 4,300 digits, or something that holds one
+        text = f"a {type(value).__name__} too long to print"
+    except RecursionError:
+        text = f"a {type(value).__name__} nested too deeply to print"
+    half = (limit - 1) // 2
+    return text if len(text) <= limit else f"{text[: limit - 1 - half]}…{text[-half:]}"
+
+
+def did_you_mean(word: object, candidates: Iterable[object]) -> str:
     """Return " (did you mean 'x'?)" for the nearest candidate, or "" when none is near.
 
     >>> did_you_mean("warmup_steps", ["warmup_step", "update_step"])
     " (did you mean 'warmup_step'?)"
     """
-    near = difflib.get_close_matches(str(word), [str(c) for c in candidates], n=1, cutoff=0.6)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    names = [c if isinstance(c, str) else shown(c) for c in candidates]
+    near = difflib.get_close_matches(word[:100] if isinstance(word, str) else shown(word), names, n=1, cutoff=0.6)
+    return f" (did you mean {shown(near[0])}?)" if near else ""

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataflex.core.errors import ConfigError
+from dataflex.core.errors import ConfigError, shown
+
+MOST = 2**31 - 1  # of each number; hosts count in 32 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +21,8 @@ class Geometry:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
+            if not 1 <= value <= MOST:
+                raise ConfigError(f"{name} is {shown(value)}; it must be at least 1 and at most {MOST}")
 
     @property
     def global_batch(self) -> int:

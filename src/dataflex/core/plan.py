@@ -6,8 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dataflex.core.errors import ConfigError
+from dataflex.core.errors import ConfigError, shown
 from dataflex.core.segment import Progress, Segment
+
+MOST_STEPS = 2**31 - 1  # hosts count steps in 32 bits
+MOST_SEGMENTS = 1_000_000  # each is a ledger line and a file or two of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +29,13 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.update_step < 1:
-            raise ConfigError(f"update_step is {self.update_step}; it must be at least 1 optimizer step")
+            raise ConfigError(f"update_step is {shown(self.update_step)}; it must be at least 1 optimizer step")
         for name in ("warmup_step", "train_step"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more optimizer steps")
+                raise ConfigError(f"{name} is {shown(getattr(self, name))}; it must be 0 or more optimizer steps")
+        for name, value in vars(self).items():
+            if value > MOST_STEPS:
+                raise ConfigError(f"{name} is {shown(value)}; it must be at most {MOST_STEPS}")
 
     @property
     def steps_per_cycle(self) -> int | None:
@@ -68,9 +74,7 @@ class SegmentPlan:
         """
         cycle = schedule.steps_per_cycle
         steps_per_epoch = cycle if cycle is not None else pool_steps
-        num_steps = schedule.train_step or math.ceil(num_epochs * steps_per_epoch)
-        if max_steps is not None:
-            num_steps = min(num_steps, max_steps)
+        num_steps = _whole_steps(schedule.train_step or num_epochs * steps_per_epoch, max_steps)
         if num_steps < 1 or steps_per_epoch < 1:
             raise ConfigError(f"the run has {num_steps} optimizer steps; raise num_train_epochs or set train_step")
         return cls(
@@ -87,9 +91,8 @@ class SegmentPlan:
         cls, schedule: Schedule, *, num_epochs: float, pool_steps: int, max_steps: int | None = None
     ) -> SegmentPlan:
         """The plan of a run in the host's own order: its steps and epochs, a line every ``update_step`` steps."""
-        num_steps = schedule.train_step or (max_steps if max_steps is not None else math.ceil(num_epochs * pool_steps))
-        if max_steps is not None:
-            num_steps = min(num_steps, max_steps)
+        length = max_steps if max_steps is not None else num_epochs * pool_steps
+        num_steps = _whole_steps(schedule.train_step or length, max_steps)
         if num_steps < 1 or pool_steps < 1:
             raise ConfigError(f"the run has {num_steps} optimizer steps; raise num_train_epochs or max_steps")
         return cls(
@@ -100,6 +103,18 @@ class SegmentPlan:
             updates_per_cycle=math.ceil(pool_steps / schedule.update_step),
             steps_per_cycle=pool_steps,
         )
+
+    def __post_init__(self) -> None:
+        if self.num_segments > MOST_SEGMENTS:
+            raise ConfigError(
+                f"the run is cut into {self.num_segments:,} segments; at most {MOST_SEGMENTS:,} can be recorded, raise "
+                "update_step"
+            )
+
+    @property
+    def num_segments(self) -> int:
+        """Number of segments of the run, warm-ups included."""
+        return self.segment_at(self.num_steps - 1).index + 1
 
     def segment_at(self, step: int) -> Segment:
         """The segment that optimizer step ``step`` (0 ... num_steps - 1) belongs to."""
@@ -154,3 +169,14 @@ class SegmentPlan:
             updates_made=self.updates_before(segment.start),
             total_updates=self.updates_before(self.num_steps),
         )
+
+
+def _whole_steps(steps: float, max_steps: int | None) -> int:
+    """``steps`` rounded up and bounded; raises when there are too many, or no number of them."""
+    steps = steps if max_steps is None else min(steps, max_steps)
+    if not steps <= MOST_STEPS:  # NaN as well
+        raise ConfigError(
+            f"the run has {shown(steps)} optimizer steps; it must have at most {MOST_STEPS}: lower num_train_epochs or "
+            "set max_steps"
+        )
+    return math.ceil(max(steps, 0))
