@@ -740,7 +740,7 @@ def test_no_flipped_byte_and_no_cut_makes_the_audit_raise(records: Path, tmp_pat
         assert everything_found(run), f"cut at {position}"
 
 
-JSON_VALUES = [None, True, -1, 1.5, "x", [], {}, [1], {"a": 1}, 2**70, float("nan"), {"start": "x", "end": None}]
+JSON_VALUES = [None, True, -1, "x", [1], {"a": []}, 2**70, float("nan")]
 
 
 def test_no_value_in_a_line_makes_the_audit_raise(records: Path, tmp_path: Path) -> None:
@@ -750,12 +750,11 @@ def test_no_value_in_a_line_makes_the_audit_raise(records: Path, tmp_path: Path)
     for number in (4, 6):
         for key in lines[number]:
             for value in JSON_VALUES:
-                if value == lines[number][key]:
-                    continue
                 changed = json.dumps({**lines[number], key: value}).encode()
                 edit_texts(run, lambda t, n=number, c=changed: [*t[:n], c, *t[n + 1 :]])
-                assert damages(run), f"{key}: {value}"
-                summary(audit(Ledger(run)))
+                found = audit(Ledger(run))
+                assert found.findings, f"{key}: {value}"
+                summary(found)
 
 
 def test_no_value_in_run_yaml_makes_the_audit_raise(records: Path, tmp_path: Path) -> None:
