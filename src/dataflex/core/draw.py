@@ -32,7 +32,7 @@ def draw(weights_N: np.ndarray, quota: int, rng: np.random.Generator, *, replace
     if replacement:
         if quota > 0 and num_drawable == 0:
             raise DataFlexError("no row can be drawn: every weight is 0")
-        cumulative_N = np.cumsum(weights_N)
+        cumulative_N = np.cumsum(_scaled(weights_N))
         targets_Q = rng.random(quota) * (cumulative_N[-1] if quota else 0.0)
         rows_Q = np.searchsorted(cumulative_N, targets_Q, side="right")
         return np.minimum(rows_Q, np.flatnonzero(weights_N)[-1] if num_drawable else 0).astype(np.int64)
@@ -126,7 +126,7 @@ def apportion(proportions_D: np.ndarray, quota: int, capacity_D: np.ndarray | No
             "that have a share; lower update_step or widen the proportions"
         )
     counts_D = np.zeros(len(p_D), dtype=np.int64)
-    live_D = p_D > 0
+    live_D, p_D = p_D > 0, _scaled(p_D)
     while quota > 0:
         left = quota - int(counts_D.sum())
         shares_D = np.where(live_D, p_D, 0.0) / p_D[live_D].sum() * left if live_D.any() else np.zeros(len(p_D))
@@ -143,3 +143,9 @@ def apportion(proportions_D: np.ndarray, quota: int, capacity_D: np.ndarray | No
         counts_D[live_D] = floors_D[live_D]
         break
     return counts_D
+
+
+def _scaled(weights_N: np.ndarray) -> np.ndarray:
+    """The weights times a power of two, which is exact, so that the largest is near 1 and no sum overflows."""
+    largest = weights_N.max(initial=0.0)
+    return np.ldexp(weights_N, -np.frexp(largest)[1]) if largest > 0 else weights_N

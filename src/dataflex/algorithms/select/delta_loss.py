@@ -104,8 +104,10 @@ class DeltaLoss(SelectorBase):
     def window(self, *, tau: float, num_scored: int) -> tuple[int, int]:
         """Start and end of the window in the ranking of ``num_scored`` rows, before truncation."""
         offset = self._sigmoid(tau) * (1 - self.window_size) * num_scored
-        start = math.floor(offset)
-        return start, max(math.floor(offset + self.window_size * num_scored), start + 1)
+        # Bounded: a tiny window_size leaves 1 - window_size == 1, and sums of products are rounded.
+        start = min(math.floor(offset), max(num_scored - 1, 0))
+        end = min(math.floor(offset + self.window_size * num_scored), num_scored)
+        return start, max(end, start + 1)
 
     def _sigmoid(self, tau: float) -> float:
         # exp overflows beyond 709; at 700 the value is 1e-304 already
