@@ -38,7 +38,11 @@ def condense(
     first_N: np.ndarray | None,
     curve_points: int = CURVE_POINTS,
 ) -> Condensed | None:
-    """Condense a decision; None where nothing was ranked."""
+    """Condense a decision; None where nothing was ranked.
+
+    Args:
+        first_N: the first losses on record, to set the present ones against; None for the decision that measured them.
+    """
     ranking = next((name for name in RANKINGS if name in columns), None)
     if ranking is None:
         return None
@@ -56,7 +60,7 @@ def condense(
     drawn = ranks_N[rows_Q[finite_N[rows_Q]]]
     losses_N = columns.get("loss")
     density = None
-    if ranking == "delta" and losses_N is not None and first_N is not None:
+    if losses_N is not None and first_N is not None:
         density = _density(first_N, losses_N)
     return Condensed(
         ranking=ranking,

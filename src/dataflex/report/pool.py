@@ -76,7 +76,7 @@ def _groups(name: str, column: pa.ChunkedArray) -> Groups | None:
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
         if not pa.types.is_boolean(kind):
             return None
-        column = column.cast(pa.int8())
+        column = column.cast(pa.string())
     encoded = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
     values = ["" if value is None else str(value) for value in encoded.dictionary.to_pylist()]
     codes_N = encoded.indices.to_numpy(zero_copy_only=False)

@@ -92,7 +92,8 @@ def _condensed(
         columns = _signals(record, line, total)
         if not columns:
             return None
-        memory.condensed[key] = condense(line, rows_Q, columns, total.first_N, curve_points)
+        first_N = total.first_N if line["segment"] != total.first_segment else None
+        memory.condensed[key] = condense(line, rows_Q, columns, first_N, curve_points)
     return memory.condensed[key]
 
 

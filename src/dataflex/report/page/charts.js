@@ -35,6 +35,7 @@ async function drawCharts() {
     const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false, tooltip: showTooltip };
     picture.view = (await window.vegaEmbed(container, spec, options)).view;
   }
+  performance.mark("drawn");
   page.dataset.drawn = String(Number(page.dataset.drawn ?? 0) + 1);
 }
 

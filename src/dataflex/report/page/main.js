@@ -82,14 +82,14 @@ function rowAccess(run) {
 function fillRows() {
   const run = state.runs[state.run];
   const { pool, number, text, delta } = rowAccess(run);
-  const measured = (key, show, value) => ({ key, title: say(`column ${key}`), number: true, width: "104px", value, show: (at) => show(value(at)) });
+  const measured = (key, show, value) => ({ key, title: say(`column ${key}`), number: true, width: "96px", value, show: (at) => show(value(at)) });
   const columns = [
-    { key: "row", title: say("column row"), number: true, width: "82px", value: number, show: (at) => String(number(at)) },
+    { key: "row", title: say("column row"), number: true, width: "76px", value: number, show: (at) => String(number(at)) },
     measured("times", whole, (at) => run.times[at]),
     ...(run.first ? [measured("first", (v) => fixed(v, 4), (at) => run.first[at])] : []),
     ...(run.first && run.last ? [measured("last", (v) => fixed(v, 4), (at) => run.last[at]), measured("delta", (v) => signed(v, 4), delta)] : []),
     ...(pool.tokens ? [measured("tokens", whole, (at) => pool.tokens[number(at)])] : []),
-    ...pool.groups.map((groups) => ({ key: `group ${groups.column}`, title: groups.column, width: "150px", value: (at) => label(groups, groups.codes[number(at)]), show: (at) => label(groups, groups.codes[number(at)]) })),
+    ...pool.groups.map((groups) => ({ key: `group ${groups.column}`, title: groups.column, width: `${Math.min(190, 30 + 7.3 * Math.max(groups.column.length, ...groups.labels.map((one) => one.length)))}px`, value: (at) => label(groups, groups.codes[number(at)]), show: (at) => label(groups, groups.codes[number(at)]) })),
     { key: "text", title: say("column text"), value: text, show: text },
   ];
   const low = pool.groups.map((groups) => groups.labels.map((one) => one.toLowerCase()));
@@ -122,8 +122,9 @@ function showRow(at) {
 function fillLedger() {
   const entries = state.runs.flatMap((run) => run.lines.map((line) => ({ run, line })));
   const get = (key) => (at) => entries[at].line[key];
-  const numeric = (key, show, value = get(key), width = "92px") => ({ key, title: say(`column ${key}`), number: true, width, value: (at) => value(at) ?? NaN, show: (at) => show(value(at)) });
+  const numeric = (key, show, value = get(key), width = "86px") => ({ key, title: say(`column ${key}`), number: true, width, value: (at) => value(at) ?? NaN, show: (at) => show(value(at)) });
   const wordy = (key, value, width) => ({ key, title: say(`column ${key}`), width, value, show: value });
+  const part = (key, of) => (at) => (isNumber(get(key)(at)) && get(of)(at) ? get(key)(at) / get(of)(at) : undefined);
   const happened = ({ line }) => {
     if (line.kind === "rollback") return say("line rollback", { segment: line.from_segment });
     if (line.kind === "end") return say("line end", { step: line.step });
@@ -132,21 +133,21 @@ function fillLedger() {
   };
   const window = ({ line }) => (line.window && isNumber(line.window.start_share) ? `${percent(line.window.start_share, 1)} ${DASH} ${percent(line.window.end_share, 1)}` : DASH);
   const columns = [
-    numeric("line", whole, (at) => at + 1, "64px"),
+    numeric("line", whole, (at) => at + 1, "62px"),
     ...(state.runs.length > 1 ? [wordy("run", (at) => entries[at].run.name, "130px")] : []),
-    numeric("segment", whole, get("segment"), "88px"),
-    numeric("steps", (v) => v ?? DASH, get("start"), "104px"),
-    wordy("decision", (at) => happened(entries[at]), "150px"),
+    numeric("segment", whole, get("segment"), "96px"),
+    numeric("steps", (v) => v ?? DASH, get("start"), "92px"),
+    wordy("decision", (at) => happened(entries[at]), "112px"),
     numeric("samples", whole, get("num_rows")),
     numeric("distinct", whole, get("num_distinct_rows")),
-    wordy("window", (at) => window(entries[at]), "136px"),
-    numeric("improved", percent, (at) => (isNumber(entries[at].line.num_improved) && entries[at].line.num_scored ? entries[at].line.num_improved / entries[at].line.num_scored : undefined)),
-    numeric("inside", percent, (at) => (isNumber(entries[at].line.num_from_window) && entries[at].line.num_rows ? entries[at].line.num_from_window / entries[at].line.num_rows : undefined)),
+    wordy("window", (at) => window(entries[at]), "130px"),
+    numeric("improved", percent, part("num_improved", "num_scored"), "98px"),
+    numeric("inside", percent, part("num_from_window", "num_rows"), "98px"),
     numeric("scored", whole, get("scored_rows")),
     numeric("speed", whole, (at) => (entries[at].line.scoring_seconds > 0 ? entries[at].line.scored_tokens / entries[at].line.scoring_seconds : undefined)),
-    numeric("seconds", duration, get("seconds")),
+    numeric("seconds", duration, get("seconds"), "94px"),
     numeric("share", percent, get("share_of_run")),
-    wordy("warnings", (at) => (entries[at].line.warnings ?? [entries[at].line.reason ?? ""]).join(" "), "260px"),
+    wordy("warnings", (at) => (entries[at].line.warnings ?? [entries[at].line.reason ?? ""]).join(" ")),
   ];
   columns.find((column) => column.key === "steps").show = (at) => (isNumber(entries[at].line.start) ? steps(entries[at].line.start, entries[at].line.stop) : DASH);
   tables.ledger.setData({ columns, count: entries.length, matches: () => true, initial: { key: "line", descending: false } });

@@ -120,10 +120,10 @@ function preferredPanel(run, pool, column, limit = 26) {
   if (!rated.total) return empty("no draws");
   const half = limit / 2;
   const shown = rated.groups.length <= limit ? rated.groups : [...rated.groups.slice(0, half), ...rated.groups.slice(-half)];
-  const rows = shown.map((group) => ({ ...group, right: Math.max(group.share, group.base), times: isNumber(group.ratio) ? `×${fixed(group.ratio, 1)}` : "" }));
+  const rows = shown.filter((group) => isNumber(group.ratio)).map((group) => ({ ...group, one: 1, right: Math.max(group.ratio, 1), shares: `${percent(group.share, 1)} / ${percent(group.base, 1)}`, opacity: Math.abs(group.z) >= 2 ? 1 : 0.4 }));
   return make("div", {},
     rated.guided ? null : caption("no guided"),
-    legend(["dot more", "legend more"], ["dot less", "legend less"], ["bar base", "legend base"]),
+    legend(["dot more", "legend more"], ["dot less", "legend less"], ["stroke", "legend base"]),
     chart((width) => preferredSpec(width, rows), say("preferred title", { column: pool.groups[column].column })),
     shown.length < rated.groups.length ? caption("groups shown", { shown: whole(shown.length), all: whole(rated.groups.length) }) : null);
 }
@@ -134,13 +134,14 @@ function heatPanel(run, pool, column, limit = 26) {
   const order = ratedGroups(run, pool, column).groups;
   const shown = order.length <= limit ? order : [...order.slice(0, limit / 2), ...order.slice(-limit / 2)];
   const counts = poolCounts(groups);
-  const names = run.periods.map((period) => steps(period.start, period.stop));
+  const few = run.periods.length <= 8; // then there is room for the kind of decision below the steps
+  const names = run.periods.map((period) => steps(period.start, period.stop) + (few ? `|${period.decisions.map(sayKind).join(say("comma"))}` : ""));
   const cells = run.periods.flatMap((period, p) => {
     const total = sum(Array.from(run.draws[column][p]));
     const decision = period.decisions.map(sayKind).join(say("comma"));
     return shown.map(({ g, label: name }) => {
       const rated = rate(run.draws[column][p][g], total, counts[g] / pool.num_rows);
-      return { ...rated, label: name, period: names[p], decision, weight: Math.min(1, Math.abs(rated.z) / 4) };
+      return { ...rated, label: name, period: names[p], steps: steps(period.start, period.stop), decision, weight: Math.min(1, Math.abs(rated.z) / 4) };
     });
   });
   return make("div", {}, legend(["square more", "legend heat more"], ["square less", "legend heat less"]),
@@ -165,7 +166,7 @@ function windowsPanel(run) {
   });
   if (!windows.length) return empty("no windows", { method: run.method ?? DASH });
   return make("div", {}, legend(["square more", "legend window"], ["outline", "legend planned"], ["line less", "legend improved"]),
-    chart((width) => windowsSpec(width, windows), say("windows title")));
+    chart((width) => windowsSpec(width, windows, run.planned_steps ?? reached(run)), say("windows title")));
 }
 
 function decisionPanel(run, at) {
@@ -184,13 +185,14 @@ function decisionPanel(run, at) {
   const parts = Array.from(decision.drawn, (count, i) => {
     const rows = decision.in_part[i];
     const part = { from: begun / ranked, to: (begun + rows) / ranked, drawn: count, rows, label: `${percent(begun / ranked)} ${DASH} ${percent((begun + rows) / ranked)}` };
-    part.inside = Boolean(marks.window) && (part.from + part.to) / 2 >= marks.window.from && (part.from + part.to) / 2 < marks.window.to;
+    const common = marks.window ? Math.min(part.to, marks.window.to) - Math.max(part.from, marks.window.from) : 0;
+    part.inside = common > 0.25 * (part.to - part.from);
     begun += rows;
     return part;
   });
   const curve = make("div", {}, make("h4", {}, say(`curve ${decision.ranking}`)),
     chart((width) => curveSpec(width, points, marks, decision.ranking), say(`curve ${decision.ranking}`)),
-    chart((width) => drawnSpec(width, parts), say("axis drawn")), caption("curve caption"));
+    chart((width) => drawnSpec(width, parts), say("axis drawn")), caption(marks.window ? "curve caption window" : "curve caption"));
   return make("div", { class: "decision" }, make("p", { class: "method" }, decisionLine(line)), make("div", { class: "pair" }, curve, densityFigure(decision)));
 }
 
@@ -229,5 +231,16 @@ function timesPanel(run) {
   const rest = sum(run.times_counts.slice(most));
   if (rest) bars.push({ times: `${most}+`, rows: rest });
   for (const bar of bars) Object.assign(bar, { share: bar.rows / rows, text: whole(bar.rows) });
-  return make("div", {}, chart((width) => timesSpec(width, bars), say("times title")));
+  const times = make("div", {}, make("h4", {}, say("times title")), chart((width) => timesSpec(width, bars), say("times title")));
+  return make("div", { class: "pair even" }, times, costFigure(run));
+}
+
+function costFigure(run) {
+  const bars = inForce(run).filter((line) => isNumber(line.seconds)).flatMap((line) => {
+    const scoring = Math.min(line.scoring_seconds ?? 0, line.seconds);
+    const common = { segment: line.segment, start: line.start, stop: line.stop, steps: steps(line.start, line.stop) };
+    return [{ ...common, part: say("scoring the pool"), seconds: scoring, from: 0, to: scoring }, { ...common, part: say("the rest"), seconds: line.seconds - scoring, from: scoring, to: line.seconds }];
+  });
+  if (!bars.length) return null;
+  return make("div", {}, make("h4", {}, say("cost title")), chart((width) => costSpec(width, bars), say("cost title")));
 }

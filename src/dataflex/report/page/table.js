@@ -8,6 +8,7 @@ class VirtualTable {
   // columns: [{key, title, value(row), show(row), number, width}]; select(row) is told which row was picked.
   constructor({ label, height, select, searchable }) {
     this.select = select;
+    this.height = height;
     this.order = [];
     this.sort = { key: null, descending: false };
     this.query = "";
@@ -93,7 +94,7 @@ class VirtualTable {
   }
 
   draw(force = false) {
-    const visible = this.printing ? PRINTED_ROWS : Math.ceil((this.scroller.clientHeight || 400) / ROW_HEIGHT) + 8;
+    const visible = this.printing ? PRINTED_ROWS : Math.ceil(this.height / ROW_HEIGHT) + 8;
     const first = this.printing ? 0 : Math.max(0, Math.floor(this.scroller.scrollTop / ROW_HEIGHT) - 4);
     const last = Math.min(this.order.length, first + visible);
     if (!force && this.drawn === `${first} ${last}`) return;
