@@ -11,6 +11,7 @@ import numpy as np
 
 from dataflex.core.errors import LedgerError
 from dataflex.ledger.audit_arrays import audit_arrays
+from dataflex.ledger.audit_checkpoints import audit_checkpoints
 from dataflex.ledger.files import read_columns
 from dataflex.ledger.findings import Finding, damage, note
 from dataflex.ledger.fingerprint import comparable
@@ -49,6 +50,7 @@ def audit(ledger: Ledger) -> Audit:
     findings += history.findings
     found, counts_N = audit_arrays(ledger, history, facts, num_rows)
     findings += found
+    findings += audit_checkpoints(ledger.root.parent, run_id if isinstance(run_id, str) else None, history)
     findings += _notes(ledger, history, facts)
     return Audit(ledger=ledger, run=run, facts=facts, history=history, times_trained_N=counts_N, findings=findings)
 
