@@ -26,12 +26,15 @@ demo: $(INSTALLED) ## choose samples while SmolLM2-135M trains on 240 puzzles; a
 	@$(BIN)/python examples/quickstart/prepare.py
 	@$(BIN)/dataflex-cli train examples/quickstart/delta_loss.yaml
 	@$(BIN)/python examples/quickstart/show.py saves/quickstart/delta_loss
+	@$(BIN)/dataflex-cli report saves/quickstart/delta_loss
 
 test: $(INSTALLED) ## all tests, those without a model first
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+		echo "No Chromium here: the tests of the report in a browser are skipped. apt-get install chromium chromium-driver"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-fast: $(INSTALLED) ## tests without a model
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest src tests/core tests/algorithms tests/ledger tests/cli
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest src tests/core tests/algorithms tests/ledger tests/cli tests/report
 
 faults: $(INSTALLED) ## the long fault tests: 10,000 damaged configs, kills at every place
 	@DATAFLEX_FAULTS=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults

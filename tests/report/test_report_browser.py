@@ -262,6 +262,8 @@ def test_a_followed_page_shows_a_new_segment_and_keeps_search_and_order(browser:
         browser.open(f"http://127.0.0.1:{server.server_address[1]}/")
         browser.click("#rows [data-preset=worse]")
         browser.driver.find_element("css selector", "#rows input[type=search]").send_keys("logic")
+        browser.js("document.querySelector('#config details').open = true")
+        browser.js("document.querySelector('#decision .before').focus()")
         run.decide()
         browser.until("return document.documentElement.dataset.segments === '4'")
         browser.until("return [...document.querySelectorAll('#decision option')].length === 3")
@@ -271,6 +273,8 @@ def test_a_followed_page_shows_a_new_segment_and_keeps_search_and_order(browser:
             "return document.querySelector('#rows th button[data-key=delta]').closest('th').getAttribute('aria-sort')"
         )
         assert browser.js(sort) == "ascending"
+        assert browser.js("return document.querySelector('#config details').open")
+        assert browser.js("return document.activeElement === document.querySelector('#decision .before')")
         away = run.ledger.move_aside()
         browser.until("return document.getElementById('live').classList.contains('lost')")
         away.rename(run.ledger.root)

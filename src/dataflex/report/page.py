@@ -18,7 +18,13 @@ from dataflex.report.pack import base64_text, compress
 MAX_PAGE_BYTES = 4_900_000
 MIN_TEXT_BYTES = 150_000  # many runs on one page: some text stays, whatever the bound
 # Order matters: each file may use what stands before it.
-SCRIPTS = ("words.js", "unpack.js", "format.js", "table.js", "specs.js", "charts.js", "sections.js", "main.js")
+SCRIPTS = tuple(
+    f"{name}.js"
+    for name in (
+        *("words", "unpack", "format", "table", "specs", "decision_specs", "charts"),
+        *("summary", "sections", "decisions", "rows", "ledger", "main"),
+    )
+)
 LANGUAGES = ("auto", "en", "zh")
 
 

@@ -28,11 +28,22 @@ async function drawCharts() {
     const width = Math.floor(container.clientWidth);
     if (width < 50 || Math.abs(width - picture.width) < 2) continue;
     picture.width = width;
-    const spec = { ...picture.build(width), autosize: { type: "fit-x", contains: "padding" }, description: picture.label };
+    const spec = {
+      ...picture.build(width),
+      autosize: { type: "fit-x", contains: "padding" },
+      description: picture.label,
+    };
     spec.config = { ...CONFIG, ...spec.config, axisY: { ...CONFIG.axisY, ...spec.config?.axisY } };
     picture.view?.finalize();
     // ast: expressions are interpreted, never compiled, so that the policy can forbid eval.
-    const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false, tooltip: showTooltip };
+    const options = {
+      mode: "vega-lite",
+      renderer: "svg",
+      actions: false,
+      ast: true,
+      defaultStyle: false,
+      tooltip: showTooltip,
+    };
     picture.view = (await window.vegaEmbed(container, spec, options)).view;
   }
   performance.mark("drawn");
@@ -44,9 +55,16 @@ function showTooltip(handler, event, item, value) {
   box.hidden = !value || typeof value !== "object";
   if (box.hidden) return;
   const lines = Object.entries(value).filter(([, text]) => text !== "" && text !== undefined && text !== "null");
-  box.replaceChildren(...lines.map(([title, text]) => make("div", {}, title ? make("span", {}, title) : null, make("b", {}, String(text)))));
+  box.replaceChildren(
+    ...lines.map(([title, text]) =>
+      make("div", {}, title ? make("span", {}, title) : null, make("b", {}, String(text))),
+    ),
+  );
   const left = Math.min(event.clientX + 14, window.innerWidth - box.offsetWidth - 8);
-  const top = event.clientY + 16 + box.offsetHeight > window.innerHeight ? event.clientY - box.offsetHeight - 10 : event.clientY + 16;
+  const top =
+    event.clientY + 16 + box.offsetHeight > window.innerHeight
+      ? event.clientY - box.offsetHeight - 10
+      : event.clientY + 16;
   box.style.left = `${Math.max(8, left)}px`;
   box.style.top = `${Math.max(8, top)}px`;
 }

@@ -16,8 +16,18 @@ class VirtualTable {
     this.head = make("tr");
     this.body = make("tbody");
     this.columns = make("colgroup");
-    this.table = make("table", { class: "virtual", role: "grid" }, this.columns, make("thead", {}, this.head), this.body);
-    this.scroller = make("div", { class: "scroller", tabindex: "0", role: "region", style: `max-height:${height}px` }, this.table);
+    this.table = make(
+      "table",
+      { class: "virtual", role: "grid" },
+      this.columns,
+      make("thead", {}, this.head),
+      this.body,
+    );
+    this.scroller = make(
+      "div",
+      { class: "scroller", tabindex: "0", role: "region", style: `max-height:${height}px` },
+      this.table,
+    );
     this.count = make("span", { class: "count", role: "status" });
     this.search = searchable ? make("input", { type: "search", autocomplete: "off", spellcheck: "false" }) : null;
     this.label = label;
@@ -43,7 +53,9 @@ class VirtualTable {
     if (this.sort.key === null && initial) this.sort = { ...initial };
     if (!columns.some((column) => column.key === this.sort.key)) this.sort = { key: columns[0].key, descending: false };
     this.scroller.setAttribute("aria-label", say(this.label));
-    this.columns.replaceChildren(...columns.map((column) => make("col", { style: column.width ? `width:${column.width}` : null })));
+    this.columns.replaceChildren(
+      ...columns.map((column) => make("col", { style: column.width ? `width:${column.width}` : null })),
+    );
     this.head.replaceChildren(...columns.map((column) => this.header(column)));
     this.arrange();
   }
@@ -51,7 +63,11 @@ class VirtualTable {
   header(column) {
     const sorted = column.key === this.sort.key;
     const direction = sorted ? (this.sort.descending ? "descending" : "ascending") : "none";
-    const arrow = make("span", { "aria-hidden": "true", class: "arrow" }, sorted ? (this.sort.descending ? "▼" : "▲") : "");
+    const arrow = make(
+      "span",
+      { "aria-hidden": "true", class: "arrow" },
+      sorted ? (this.sort.descending ? "▼" : "▲") : "",
+    );
     const button = make("button", { type: "button", "data-key": column.key }, column.title, arrow);
     button.addEventListener("click", () => {
       const descending = sorted ? !this.sort.descending : Boolean(column.number);
@@ -102,7 +118,8 @@ class VirtualTable {
     const rows = [this.spacer(first)];
     for (let at = first; at < last; at++) rows.push(this.row(at));
     if (!this.printing) rows.push(this.spacer(this.order.length - last));
-    if (this.order.length === 0) rows.push(make("tr", {}, make("td", { colspan: this.data.length, class: "none" }, say("nothing found"))));
+    if (this.order.length === 0)
+      rows.push(make("tr", {}, make("td", { colspan: this.data.length, class: "none" }, say("nothing found"))));
     this.body.replaceChildren(...rows);
   }
 
@@ -117,7 +134,11 @@ class VirtualTable {
       return make("td", { class: column.number ? "number" : "text", title: column.number ? null : text }, text);
     });
     const picked = this.select && row === this.picked;
-    return make("tr", { "data-at": at, "aria-rowindex": at + 2, "aria-selected": this.select ? String(picked) : null }, ...cells);
+    return make(
+      "tr",
+      { "data-at": at, "aria-rowindex": at + 2, "aria-selected": this.select ? String(picked) : null },
+      ...cells,
+    );
   }
 
   pick(at) {

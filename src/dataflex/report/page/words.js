@@ -7,7 +7,9 @@ let language = "en";
 function say(key, values = {}) {
   const entry = WORDS[key];
   if (!entry) return key;
-  return entry[language === "zh" ? 1 : 0].replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
+  return entry[language === "zh" ? 1 : 0].replace(/\{(\w+)\}/g, (whole, name) =>
+    name in values ? String(values[name]) : whole,
+  );
 }
 
 // A word that may be missing, such as a kind of decision of somebody's own method: then the word itself.
