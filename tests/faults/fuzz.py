@@ -32,7 +32,7 @@ EXAMPLES = (
 )
 PLANNED = ("optimizer steps of", "train_type is static", "Usage:")  # what a plan says, or help that was asked for
 LAUNCH_VARIABLES = ("NNODES", "NODE_RANK", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT", "FORCE_TORCHRUN", "RANK")
-SECONDS = 20.0  # a case that takes longer hangs
+SECONDS = 20.0  # of the processor: a case that takes longer hangs
 WORK = "work"  # the working directory of a case, below its folder; what is written beside it is seen as well
 
 TINY: dict[str, Any] = {
@@ -769,11 +769,11 @@ def run_here(verb: str, arguments: list[str], folder: Path) -> Outcome:
     def stop(*_: Any) -> None:
         raise TooSlow(f"longer than {SECONDS:g} seconds")
 
-    handler = signal.signal(signal.SIGALRM, stop)
+    handler = signal.signal(signal.SIGPROF, stop)
     os.chdir(folder / WORK)
     sys.argv = ["dataflex-cli", verb, *arguments]
     sys.path.insert(0, str(folder / WORK))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     code = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -782,8 +782,8 @@ def run_here(verb: str, arguments: list[str], folder: Path) -> Outcome:
             except SystemExit as left:
                 code = left.code if isinstance(left.code, int) else int(left.code is not None)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, handler)
         os.chdir(here)
         sys.argv, sys.path[:] = argv, path
         for name in ("fuzz_methods", *RAISING):
