@@ -57,6 +57,9 @@ function poolCounts(groups) {
 
 const label = (groups, g) => (groups.labels[g] === "" ? say("without a value") : groups.labels[g]);
 
+// Standard deviations from a uniform draw that are taken for more than chance.
+const CLEAR = 2.5;
+
 function rate(drawn, total, base) {
   const expected = total * base;
   const spread = Math.sqrt(total * base * (1 - base)) || 1;
@@ -104,7 +107,7 @@ function preferredPanel(run, pool, column, limit = 26) {
       one: 1,
       right: Math.max(group.ratio, 1),
       shares: `${percent(group.share, 1)} / ${percent(group.base, 1)}`,
-      opacity: Math.abs(group.z) >= 2 ? 1 : 0.4,
+      opacity: Math.abs(group.z) >= CLEAR ? 1 : 0.4,
     }));
   return make(
     "div",

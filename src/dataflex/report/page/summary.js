@@ -73,9 +73,9 @@ function findings(run, pool) {
   pool.groups.forEach((groups, g) => {
     const rated = ratedGroups(run, pool, g);
     if (!rated.guided) return;
-    const clear = rated.groups.filter((group) => group.z >= 2.5).slice(0, 4);
+    const clear = rated.groups.filter((group) => group.z >= CLEAR).slice(0, 4);
     const list = clear
-      .map((group) => say("finding item", { label: group.label, times: fixed(group.ratio, 1) }))
+      .map((group) => say("finding item", { label: group.label, times: fixed(group.ratio, group.ratio < 1.5 ? 2 : 1) }))
       .join(say("comma"));
     sentences.push(
       clear.length
