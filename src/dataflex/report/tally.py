@@ -27,6 +27,7 @@ class Tally:
     first_N: np.ndarray | None = None
     last_N: np.ndarray | None = None
     first_segment: int | None = None
+    first_sha256: str | None = None
     last_segment: int | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -72,6 +73,7 @@ def _find_losses(record: Record, total: Tally) -> None:
         losses_N = losses_of(_signals(record, line, total))
         if losses_N is not None:
             total.first_N, total.first_segment = losses_N, line["segment"]
+            total.first_sha256 = line["sha256"]["signals"]
             break
     for line in reversed(record.segments):
         if line["segment"] == total.first_segment:
@@ -87,7 +89,7 @@ def _condensed(
 ) -> Condensed | None:
     if "signals" not in line["sha256"]:
         return None
-    key = (line["sha256"]["rows"], line["sha256"]["signals"], line["segment"], total.first_segment, curve_points)
+    key = (line["sha256"]["rows"], line["sha256"]["signals"], line["segment"], total.first_sha256, curve_points)
     if key not in memory.condensed:
         columns = _signals(record, line, total)
         if not columns:

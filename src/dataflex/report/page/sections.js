@@ -57,7 +57,7 @@ function poolCounts(groups) {
 
 const label = (groups, g) => (groups.labels[g] === "" ? say("without a value") : groups.labels[g]);
 
-// Standard deviations from a uniform draw that are taken for more than chance.
+// Standard deviations from a uniform draw that count as more than chance.
 const CLEAR = 2.5;
 
 function rate(drawn, total, base) {
