@@ -105,11 +105,11 @@ def test_workers_of_torchrun_train_and_do_not_launch_again(
 ) -> None:
     launched, trained = [], []
     monkeypatch.setattr(train_module, "launch", lambda *args: launched.append(args))
-    monkeypatch.setattr(train_module, "_train_dynamic", trained.append)
+    monkeypatch.setattr(train_module, "_train_dynamic", lambda config, **flags: trained.append(config))
     monkeypatch.setenv("FORCE_TORCHRUN", "1")
     path = write_config(tmp_path, changed())
-    train(path, ["warmup_step=1"])
-    assert (launched, trained) == ([(path, ["warmup_step=1"], 1)], [])
+    train(path, ["warmup_step=1"], fresh=True, other_versions=True)
+    assert (launched, trained) == ([(path, ["warmup_step=1", "--fresh", "--other-versions"], 1)], [])
     monkeypatch.setenv("RANK", "0")  # a cluster scheduler sets it for each pod
     train(path, [])
     assert len(launched) == 2

@@ -1,21 +1,30 @@
 """A plain Trainer run by one or several gloo ranks; started by test_two_ranks.py, with torchrun or alone.
 
-Usage: two_ranks_program.py OUTPUT_DIR MICRO_BATCH METHOD
+Usage: two_ranks_program.py OUTPUT_DIR MICRO_BATCH METHOD [FAULT]
+
+FAULT is what rank 1 does in its fourth scoring forward: "killed" (SIGKILL), "fails" (an exception) or "silent" (never
+comes back). With "other decision" rank 1 receives other rows than rank 0 sent.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
+import dataflex.train.ranks
 from dataflex.algorithms.catalog import selector_class
+from dataflex.core.errors import DataFlexError
 from dataflex.core.plan import Schedule
+from dataflex.signals.loss import LossSignal
 from dataflex.train.indexed import SAMPLE_IDS
 from dataflex.train.mixin import dynamic
 from dataflex.train.settings import Method, Settings
@@ -70,7 +79,41 @@ class Watched(dynamic(NotesWhatItTrains)):
         return super().training_step(model, inputs, *args, **kwargs)
 
 
-def main(output_dir: str, micro_batch: str, method: str) -> None:
+def plant(fault: str) -> None:
+    """Make rank 1 misbehave."""
+    if fault == "silent":
+        dataflex.train.ranks.TIMEOUT = timedelta(seconds=5)
+    if os.environ.get("RANK") != "1":
+        return
+    measure, from_main = LossSignal.measure, dataflex.train.ranks.Ranks.from_main
+    calls = 0
+
+    def faulty(self, batch):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            if fault == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "silent":
+                signal.pause()
+            raise RuntimeError("planted in a forward")
+        return measure(self, batch)
+
+    def tampered(self, work):
+        result = from_main(self, work)
+        if isinstance(result, tuple) and isinstance(result[1], np.ndarray) and len(result[1]) == 8:
+            return result[0], result[1][::-1].copy()
+        return result
+
+    if fault == "other decision":
+        dataflex.train.ranks.Ranks.from_main = tampered
+    else:
+        LossSignal.measure = faulty
+
+
+def main(output_dir: str, micro_batch: str, method: str, fault: str = "") -> None:
+    if fault:
+        plant(fault)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -104,7 +147,11 @@ def main(output_dir: str, micro_batch: str, method: str) -> None:
         model=LlamaForCausalLM(config), args=args, train_dataset=Rows(), data_collator=collate, dataflex=settings
     )
     trainer.trained = []
-    trainer.train(bool(list(Path(output_dir).glob("checkpoint-*"))))
+    try:
+        trainer.train(bool(list(Path(output_dir).glob("checkpoint-*"))))
+    except DataFlexError as error:
+        print(f"rank {trainer.args.process_index}: DataFlexError: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
     trainer.save_model()
     rank = trainer.args.process_index
     Path(output_dir, f"trained-{rank}.json").write_text(json.dumps(trainer.trained))

@@ -138,8 +138,8 @@ def test_a_run_that_is_killed_anywhere_ends_as_the_uninterrupted_one(runs: Runs,
 def test_a_run_that_is_killed_again_and_again_still_ends_as_the_uninterrupted_one(runs: Runs, events) -> None:
     """Each start is killed a little later in another phase."""
     full = runs.run("full")
-    kills = [("begin", 9), ("scoring", 5), ("checkpoint", 20), ("recording", 12), ("before the first step", 3)]
-    kills += [("checkpoint", 33), ("scoring", 12), ("training", 9), ("recording", 30)]
+    kills = [("begin", 9), ("scoring", 5), ("checkpoint", 20), ("recording", 4), ("before the first step", 3)]
+    kills += [("checkpoint", 25), ("scoring", 3), ("training", 3), ("checkpoint", 7), ("checkpoint", 12)]
     codes = runs.start([*(runs.job("again", kill) for kill in kills), runs.job("again")])
     assert codes == [KILLED] * len(kills) + [0], runs.log("again")
     assert_same_weights(full, runs.run("again"))

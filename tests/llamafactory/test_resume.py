@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from dataflex.core.errors import DataFlexError
 from dataflex.ledger.ledger import Ledger
 from dataflex.train.settings import versions
-from tests.llamafactory.conftest import assert_same_weights, train
+from tests.llamafactory.conftest import assert_same_weights, train, write_data
 
 # Segments of 3, 2, 2 | 3, 2, 2 steps: checkpoints 3, 5, 7, 10 and 12 lie at boundaries, 7 at an epoch's end.
 NUM_STEPS = 14
@@ -105,7 +109,6 @@ def test_an_incomplete_checkpoint_is_passed_over(config, tmp_path: Path) -> None
 
 
 def test_a_base_model_that_changed_under_an_adapter_is_refused(config, tiny_model: Path, tmp_path: Path) -> None:
-    import torch
     from safetensors.torch import load_file, save_file
 
     model = tmp_path / "model"
@@ -139,3 +142,72 @@ def test_other_versions_are_refused_by_name_unless_the_user_lets_them(
     assert [line["versions"]["torch"] for line in resumed] == ["99.1"], (
         "the record says under which versions it went on"
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["the system's error", "PyTorch's", "safetensors'"],
+)
+def test_a_full_disk_while_a_checkpoint_is_saved_is_a_sentence_and_the_run_goes_on_later(
+    config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    settings = config(**EVERY_CHECKPOINT)
+    full = train({**settings, "output_dir": str(tmp_path / "full")}, tmp_path)
+    run = {**settings, "output_dir": str(tmp_path / "run")}
+    save, calls = torch.save, 0
+
+    def save_until_full(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls > 9:
+            raise error
+        return save(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", save_until_full)
+        patched.setattr("dataflex.ledger.files.shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+        with pytest.raises(DataFlexError, match=r"the disk of .* is full .* goes on from the last complete checkpoint"):
+            train(run, tmp_path)
+    assert_same_weights(full, train(run, tmp_path))
+    assert decisions(full) == decisions(tmp_path / "run")
+
+
+def test_another_error_of_the_host_stays_its_own(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args, **kwargs):
+        raise RuntimeError("write this down: not a full disk")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(RuntimeError, match="not a full disk"):
+        train(config(**EVERY_CHECKPOINT), tmp_path)
+
+
+def test_a_pool_of_one_row_trains(config, tmp_path: Path) -> None:
+    changes = {"max_samples": 1, "warmup_step": 1, "update_step": 1, "gradient_accumulation_steps": 1}
+    run = train(config(per_device_train_batch_size=1, **changes), tmp_path)
+    assert [rows for *_, rows in decisions(run)] == [[0], [0], [0]]
+
+
+def test_rows_that_are_equal_are_rows_of_their_own(config, tmp_path: Path) -> None:
+    row = {"instruction": "red fox", "input": "", "output": "runs over the moon"}
+    data = write_data(tmp_path / "equal", same=[row] * 20)
+    run = train(config(dataset="same", dataset_dir=str(data)), tmp_path)
+    for _, _, _, decision, _, notes, rows in decisions(run):
+        assert len(set(rows)) == len(rows)
+        assert decision == "warm-up" or notes["num_scored"] == 20
+
+
+def test_a_model_that_gives_no_number_stops_with_a_sentence(config, tiny_model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"] *= float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataFlexError, match="quota of 8 samples .* is larger than the 0"):
+        train(config(model_name_or_path=str(model)), tmp_path)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataflex.train.describe import describe, metrics, quantiles
+from dataflex.ledger.quantiles import quantiles
+from dataflex.train.describe import describe, metrics
 
 
 def a_line(**changes: Any) -> dict[str, Any]:

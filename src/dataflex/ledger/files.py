@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,16 @@ FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 # Some network file systems cannot flush a folder; the files in it are flushed all the same.
 NO_FLUSH_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
+
+
+def out_of_space(error: BaseException, directory: Path) -> bool:
+    """True when an error of any library comes from a full disk; PyTorch's own says only that a write failed."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    text = str(error)
+    if "No space left" in text or "os error 28" in text or "Disk quota" in text:
+        return True
+    return isinstance(error, RuntimeError) and "write" in text and shutil.disk_usage(directory).free < 1 << 20
 
 
 @contextlib.contextmanager

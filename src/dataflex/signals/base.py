@@ -27,7 +27,7 @@ class Signal(Protocol):
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a pass in eval mode without gradients, and leave modes, gradients and random streams as they were."""
+    """Run a pass in eval mode without gradients, and leave modes, gradients, shards and random streams as they were."""
     training_modules = [module for module in model.modules() if module.training]
     cuda_devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     model.eval()
@@ -38,3 +38,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         # Module by module: .train() on the whole would also switch on those that the user had put in eval mode.
         for module in training_modules:
             module.training = True
+        # FSDP2 leaves its root gathered after a forward that no backward follows: parameters() would be other tensors
+        # than those that an optimizer holds.
+        for module in model.modules():
+            reshard = getattr(module, "reshard", None)
+            if callable(reshard):
+                reshard()

@@ -13,16 +13,24 @@ from safetensors.numpy import save
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from dataflex.core.errors import ConfigError
+from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.ledger.files import write_atomic
 
 STATE_FILE = "dataflex_state.safetensors"
 
 
 def write_state(checkpoint: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-    """Write arrays and JSON values into a checkpoint folder, atomically."""
+    """Write arrays and JSON values into a checkpoint folder, atomically.
+
+    Raises:
+        DataFlexError: an array that holds no numbers.
+    """
     checkpoint.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    # ascontiguousarray would give a single number an axis.
+    contiguous = {name: np.asarray(values, order="C") for name, values in arrays.items()}
+    for name, values in contiguous.items():
+        if values.dtype.kind not in "biuf":
+            raise DataFlexError(f"the method's state {name!r} holds {values.dtype}; a state is made of numbers only")
     write_atomic(checkpoint / STATE_FILE, save(contiguous, metadata={"dataflex": json.dumps(meta)}))
 
 

@@ -18,9 +18,10 @@ from dataflex.core.seeds import loader_seed
 from dataflex.core.segment import Progress, Segment
 from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.ledger import Ledger
+from dataflex.ledger.quantiles import quantiles
 from dataflex.train.checkpoint import STATE_FILE, TRAINER_STATE_NAME, read_state, write_state
 from dataflex.train.decide import decide
-from dataflex.train.describe import cost_of_choosing, describe, describe_cost, metrics, quantiles
+from dataflex.train.describe import cost_of_choosing, describe, describe_cost, metrics
 from dataflex.train.former import Former, difference
 from dataflex.train.measure import Measured
 from dataflex.train.pool import Pool
@@ -105,7 +106,7 @@ class Curator:
         return self._current[1]
 
     def _recorded_rows(self, segment: Segment) -> np.ndarray:
-        line = self._ledger.segments().get(segment.index)
+        line = self._ledger.line_of(segment.index)
         if line is None:
             raise LedgerError(
                 f"{self._ledger.path} has no line of segment {segment.index}, which this run was in the middle of; "

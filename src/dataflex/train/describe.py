@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 
 def describe(line: Mapping[str, Any]) -> str:
     """One line about a ledger line: window, improved, drawn from inside, cost."""
@@ -35,18 +33,6 @@ def describe(line: Mapping[str, Any]) -> str:
             parts.append(f"losses from the {scoring['source']}, no pass over the pool")
         parts.append(f"choosing so far: {line['share_of_run']:.0%} of the run's time")
     return " | ".join(parts)
-
-
-def quantiles(columns_N: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Minimum, 5, 25, 50, 75, 95 % and maximum of the finite values of each float column."""
-    result = {}
-    for name, values in columns_N.items():
-        finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values[:0]
-        if name != "weight" and len(finite):
-            levels = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
-            numbers = np.quantile(finite.astype(np.float64), levels)
-            result[name] = {f"{level:g}": float(number) for level, number in zip(levels, numbers, strict=True)}
-    return result
 
 
 def metrics(line: Mapping[str, Any]) -> dict[str, float]:
@@ -96,5 +82,5 @@ def describe_cost(cost: Mapping[str, Any], running: float) -> str:
         return f"{text}; no pass over the pool was made"
     return (
         f"{text}: {cost['num_passes']} passes, {cost['num_tokens']:,} tokens scored in {cost['scoring_seconds']:.1f} s "
-        f"({cost['tokens_per_s']:,.0f} tokens/s)"
+        f"({cost['tokens_per_s'] or 0:,.0f} tokens/s)"
     )

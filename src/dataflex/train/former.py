@@ -74,7 +74,7 @@ class Former:
         if step < plan.num_steps:
             segment = plan.segment_at(step)
             if segment.start == step:
-                self._in_force = self._ledger.segments().get(segment.index)
+                self._in_force = self._ledger.line_of(segment.index)
 
     def in_force(self, segment: int) -> Mapping[str, Any] | None:
         """The line of this segment, if it was decided from the present weights."""

@@ -219,7 +219,7 @@ class Measurer:
 
     def _replay(self, progress: Progress) -> np.ndarray:
         ledger = replayed_ledger(self._selector.path, self._pool)
-        line = ledger.segments().get(progress.segment)
+        line = ledger.line_of(progress.segment)
         if line is None:
             raise LedgerError(
                 f"{self._selector.path} has no segment {progress.segment}: the recorded run is shorter than this one"

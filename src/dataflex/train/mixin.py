@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dataflex.core.errors import DataFlexError
 from dataflex.core.order import micro_batches_per_pass
+from dataflex.ledger.files import out_of_space
 from dataflex.ledger.ledger import Ledger
 from dataflex.signals.cache import weights_digest
 from dataflex.train.callback import EpochCounter
@@ -161,6 +163,15 @@ class DynamicDataMixin:
                 load_cpu_checkpoints_by_index()
             result = super().train(checkpoint, *args, **kwargs)  # type: ignore[misc]
             curator.end(self.state.global_step, self.state.best_model_checkpoint)  # type: ignore[attr-defined]
+        except (OSError, RuntimeError, SafetensorError) as error:  # what the host meets while it writes a checkpoint
+            folder = trainer_args.output_dir
+            if not out_of_space(error, Path(folder)):
+                raise
+            raise DataFlexError(
+                f"the disk of {folder} is full ({' '.join(str(error).split())[:200]}); free some space there, then "
+                "give the same command again with overwrite_output_dir: false: it goes on from the last complete "
+                "checkpoint, and nothing that was recorded is lost"
+            ) from error
         finally:
             trainer_args.ignore_data_skip = ignore_data_skip
             self._ledger.unlock()
