@@ -209,5 +209,5 @@ def test_a_model_that_gives_no_number_stops_with_a_sentence(config, tiny_model: 
     tensors = load_file(model / "model.safetensors")
     tensors["model.norm.weight"] *= float("nan")
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(DataFlexError, match="quota of 8 samples .* is larger than the 0"):
+    with pytest.raises(DataFlexError, match=r"quota of 8 samples .* is larger than the 0"):
         train(config(model_name_or_path=str(model)), tmp_path)

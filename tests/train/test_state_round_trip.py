@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dataflex.core.errors import DataFlexError
 from dataflex.algorithms.base import PoolInfo
 from dataflex.algorithms.catalog import SELECTORS
+from dataflex.core.errors import DataFlexError
 from dataflex.core.plan import Schedule, SegmentPlan
 from dataflex.core.seeds import segment_rng
 from dataflex.train.checkpoint import read_state, write_state
@@ -123,7 +123,7 @@ def test_a_single_number_comes_back_without_an_axis(tmp_path: Path, value: np.nd
     "value", [np.array(["a"]), np.array([1j]), np.array([None])], ids=["text", "complex", "object"]
 )
 def test_a_state_that_is_no_numbers_is_a_sentence_and_nothing_is_written(tmp_path: Path, value: np.ndarray) -> None:
-    with pytest.raises(DataFlexError, match="state 'momentum' holds .*; a state is made of numbers only"):
+    with pytest.raises(DataFlexError, match=r"state 'momentum' holds .*; a state is made of numbers only"):
         write_state(tmp_path, {"momentum": value}, {})
     assert list(tmp_path.iterdir()) == []
 
