@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli_configs import changed, write_config
+from test_forecast import recorded
 
 from dataflex.cli.plan import plan, pool_size
 from dataflex.core.errors import ConfigError, DataFlexError
@@ -63,6 +64,7 @@ def test_the_documented_schedule(capsys: pytest.CaptureFixture) -> None:
         "2 20-30 10 guided 0.7946 to 0.9946 the pool",
         "Scoring: 2 passes over 1,000 rows = 2,000 forward rows; training: 30 rows at 2 forwards each (lora). Choosing "
         "costs 3333% of the training's compute (97% of the whole run).",
+        "How long that takes: --like RUN_DIR, an earlier run on this machine.",
     ]
 
 
@@ -304,3 +306,10 @@ def test_an_unknown_key_is_found_before_anything_else() -> None:
 
 def test_the_integration_was_not_needed() -> None:
     assert not hasattr(sys.modules["dataflex.integrations.llamafactory"], "__file__")
+
+
+def test_the_seconds_come_from_an_earlier_run(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    write_data(1000)
+    plan(write_config(Path(), changed()), [], recorded(tmp_path / "earlier"))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "2 passes = 100,000 tokens in 200.0 s, training 15.0 s; choosing takes 93% of the run's time." in text

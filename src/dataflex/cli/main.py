@@ -48,11 +48,15 @@ def train(
 
 
 @app.command(context_settings=AS_OVERRIDES)
-def plan(config: str = CONFIG, overrides: list[str] = OVERRIDES) -> None:
+def plan(
+    config: str = CONFIG,
+    overrides: list[str] = OVERRIDES,
+    like: str = typer.Option(None, "--like", help="An earlier run on this machine: how long choosing will take."),
+) -> None:
     """Show segments, quotas, windows and costs of a run; checks the whole config, loads no model, writes nothing."""
     from dataflex.cli.plan import plan
 
-    plan(config, overrides or [])
+    plan(config, overrides or [], like)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dataflex.cli.config import RunConfig, check_host_keys, read_config
+from dataflex.cli.forecast import forecast, recorded_speed
 from dataflex.cli.train import launch_number
 from dataflex.core.draw import check_quota
 from dataflex.core.errors import ConfigError, shown
@@ -38,8 +39,11 @@ class PoolSize:
     note: str
 
 
-def plan(path: str, overrides: list[str]) -> None:
+def plan(path: str, overrides: list[str], like: str | None = None) -> None:
     """Print the plan of a config.
+
+    Args:
+        like: output_dir of an earlier run on this machine, whose speed tells how long choosing will take.
 
     Raises:
         ConfigError: any wrong key or value, or a quota larger than the pool.
@@ -59,7 +63,7 @@ def plan(path: str, overrides: list[str]) -> None:
     run_plan = _segment_plan(config, geometry, pool)
     _check_quota(config.selector, run_plan, geometry, pool)
     _print_segments(console, config, run_plan, geometry, pool)
-    _print_cost(console, config, run_plan, geometry, pool)
+    _print_cost(console, config, run_plan, geometry, pool, like)
     warning = unguided(Method(name=config.method_name, selector=config.selector), run_plan)
     if warning:
         console.print(f"Note: {warning}.", highlight=False, markup=False)
@@ -130,7 +134,14 @@ def _print_segments(
         console.print(f"... and {hidden} more segments", highlight=False)
 
 
-def _print_cost(console: Console, config: RunConfig, run_plan: SegmentPlan, geometry: Geometry, pool: PoolSize) -> None:
+def _print_cost(
+    console: Console,
+    config: RunConfig,
+    run_plan: SegmentPlan,
+    geometry: Geometry,
+    pool: PoolSize,
+    like: str | None,
+) -> None:
     passes = _num_passes(config.selector, run_plan)
     if passes == 0:
         console.print("No pass over the pool: choosing costs nothing measurable.", highlight=False)
@@ -149,6 +160,11 @@ def _print_cost(console: Console, config: RunConfig, run_plan: SegmentPlan, geom
         highlight=False,
         markup=False,
     )
+    if like is None:
+        console.print("How long that takes: --like RUN_DIR, an earlier run on this machine.", highlight=False)
+    else:
+        sentence = forecast(recorded_speed(like), num_passes=passes, num_rows=counted, num_samples=trained)
+        console.print(sentence, highlight=False, markup=False)
 
 
 def _num_passes(selector: Any, run_plan: SegmentPlan) -> int:
