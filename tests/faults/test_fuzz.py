@@ -127,11 +127,13 @@ def test_the_fuzzer_sees_what_should_have_been_refused() -> None:
 
 def in_a_shell(verb: str, case: Case, folder: Path) -> Outcome:
     before = listing(folder)
+    # LLaMA-Factory warns on stderr where other tests have set this.
+    in_a_terminal = {name: value for name, value in os.environ.items() if name != "DISABLE_VERSION_CHECK"}
     result = subprocess.run(
         [sys.executable, "-m", "dataflex.cli.main", verb, *case.arguments],
         capture_output=True,
         cwd=folder / WORK,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8:strict"},
+        env={**in_a_terminal, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8:strict"},
         timeout=300,
     )
     changed = sorted(path for path, _ in before ^ listing(folder))

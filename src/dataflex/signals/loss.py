@@ -144,9 +144,9 @@ class LossSignal:
 
 
 def rows_to_check(lengths_N: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """A short row and one of median length, on which both ways to the loss are compared: one of them needs padding."""
+    """Two rather short rows, on which both ways to the loss are compared; one of them needs padding."""
     order = rows[np.argsort(lengths_N[rows], kind="stable")]
-    return order[[len(order) // 8, len(order) // 2]] if len(order) else order
+    return order[[len(order) // 16, len(order) // 4]] if len(order) else order
 
 
 def is_text(features: list[dict[str, Any]], batch: dict[str, Any]) -> bool:

@@ -107,28 +107,28 @@ def sweep(
 def _calibrate(shard: _Shard, lengths_N: np.ndarray, rows: np.ndarray) -> tuple[int, np.ndarray]:
     """Measure some rows with different budgets; return the best budget and the rows that are left.
 
-    From a usual budget it climbs to larger ones while they are faster, else to smaller ones. The rows are taken from
-    the middle of the lengths outwards, so that budgets are compared on rows of similar length.
+    From a usual budget it climbs to larger ones while they are faster, else to smaller ones. Each is tried on a batch
+    of medium length, cut as the pass itself would cut it: no row is padded more than it would be anyway.
     """
-    kind = shard.ranks.device.type
+    kind, world = shard.ranks.device.type, shard.ranks.world_size
     candidates = CANDIDATES.get(kind, CANDIDATES_ACCELERATOR)
     first = candidates.index(FIRST_CANDIDATE.get(kind, FIRST_CANDIDATE_ACCELERATOR))
-    order = rows[np.lexsort((rows, -lengths_N[rows]))]
-    begin = start = len(order) // 2
 
     def rate(candidate: int) -> float | None:
-        """Tokens a second with this budget; None when too few rows are left, 0 when memory ran out."""
-        nonlocal start
-        size = max(1, candidate // max(1, int(lengths_N[order[start]]))) if start < len(order) else 1
-        batch_rows = order[start : start + size * shard.ranks.world_size]
-        if len(batch_rows) < size * shard.ranks.world_size:
+        """Tokens a second with this budget; None when no batch fills it, 0 when memory ran out."""
+        nonlocal rows
+        batches = batches_by_length(lengths_N, rows, candidate, forward_tokens(kind))
+        middle = max(0, (len(batches) - world) // 2)
+        batches = batches[middle : middle + world]
+        padded = [len(batch) * int(lengths_N[batch].max()) for batch in batches]
+        if len(batches) < world or min(padded) <= candidate // 2:
             return None
-        start += len(batch_rows)
+        tried = np.concatenate(batches)
+        rows = np.setdiff1d(rows, tried, assume_unique=True)
         halved_before = shard.num_out_of_memory
-        batches = [batch_rows[i :: shard.ranks.world_size] for i in range(shard.ranks.world_size)]
         seconds = shard.measure(batches)
         fits = not shard.any_rank(shard.num_out_of_memory > halved_before)
-        return int(lengths_N[batch_rows].sum()) / seconds if fits else 0.0
+        return int(lengths_N[tried].sum()) / seconds if fits else 0.0
 
     best = candidates[first]
     best_rate = rate(best)
@@ -142,7 +142,7 @@ def _calibrate(shard: _Shard, lengths_N: np.ndarray, rows: np.ndarray) -> tuple[
             best, best_rate = candidate, found
         if best != candidates[first]:
             break
-    return best, np.concatenate([order[:begin], order[start:]])
+    return best, rows
 
 
 class _Shard:
