@@ -20,6 +20,8 @@ from dataflex.algorithms.select.random import Random
 from dataflex.algorithms.select.static import Static
 from dataflex.core.errors import ConfigError, DataFlexError, LedgerError
 from dataflex.core.plan import Schedule
+from dataflex.ledger.audit import audit
+from dataflex.ledger.ledger import Ledger
 from dataflex.train.checkpoint import STATE_FILE
 
 METHODS = {
@@ -267,6 +269,18 @@ def test_a_recorded_choice_is_made_again_unless_training_gave_other_losses(
     assert any("is decided anew" in sentence for sentence in resumed.said) != wins
     anew = [line for line in resumed.ledger.segments().values() if any("decided anew" in w for w in line["warnings"])]
     assert bool(anew) != wins, "the record says so too"
+    assert arrays_missed(resumed.ledger) == []
+    aside = sorted(resumed.ledger.root.glob("*/*.rolled-back-*.parquet"))
+    assert bool(aside) != wins, "what was recorded before stays, also where it was decided anew"
+    for path in aside:
+        path.unlink()
+    assert len(arrays_missed(resumed.ledger)) == len(aside)
+
+
+def arrays_missed(ledger: Ledger) -> list[str]:
+    """What an audit says of arrays that are not there, or that nobody recorded."""
+    said = [finding.sentence for finding in audit(ledger).findings]
+    return [sentence for sentence in said if "are lost" in sentence or "no line records" in sentence]
 
 
 def test_a_method_that_decides_otherwise_now_is_found_out(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dataflex.ledger.audit_columns import audit_columns
 from dataflex.ledger.files import array_digest, read_columns
 from dataflex.ledger.findings import Finding, damage, note
 from dataflex.ledger.history import Entry, History
-from dataflex.ledger.ledger import Ledger
+from dataflex.ledger.ledger import ROLLED_BACK, Ledger
 from dataflex.ledger.run_facts import Facts
 
 
@@ -36,8 +36,35 @@ def audit_arrays(
                 findings += [damage(f"segment {segment}", said) for said in _wrong_quota(entry.content, facts)]
         _audit_signals(ledger, entry, rows_Q, counts_N, num_rows, findings)
         counts_N = _counted(counts_N, rows_Q)
+    findings += _lost(ledger, history)
     findings += _unrecorded(ledger.root, history)
     return findings, counts_N
+
+
+def _lost(ledger: Ledger, history: History) -> Iterator[Finding]:
+    """Lines that were rolled back keep their arrays: under their own name, or moved aside for the segment's next."""
+    in_force = {entry.number for entry in history.in_force.values()}
+    for entry in history.of_kind("segment"):
+        if entry.number in in_force:
+            continue
+        line = entry.content
+        for directory, name in (("segments", "rows"), ("signals", "signals")):
+            path = ledger.array_path(directory, line["segment"])
+            kept = [path, *sorted(path.parent.glob(f"{path.stem}{ROLLED_BACK}*.parquet"))]
+            if name in line["sha256"] and not any(_holds(p, directory, line["sha256"][name]) for p in kept):
+                yield damage(
+                    f"{directory}/{path.name}", f"the arrays of line {entry.number}, which was rolled back, are lost"
+                )
+
+
+def _holds(path: Path, directory: str, sha256: str) -> bool:
+    try:
+        columns = read_columns(path) if path.is_file() else {}
+    except LedgerError:
+        return False
+    if directory == "segments":
+        return "row" in columns and array_digest({"row": columns["row"].astype(np.int64)}) == sha256
+    return bool(columns) and array_digest(columns) == sha256
 
 
 def _counted(counts_N: np.ndarray | None, rows_Q: np.ndarray | None) -> np.ndarray | None:
@@ -134,7 +161,8 @@ def _unrecorded(root: Path, history: History) -> Iterator[Finding]:
             if path.name.startswith(".") and path.name.endswith(".tmp"):
                 yield note(where, "a temporary file that a killed process left; it is removed when the run goes on")
                 continue
-            number = path.stem
+            number = path.stem.split(ROLLED_BACK)[0]
+            path = path.with_name(f"{number}{path.suffix}")  # moved aside or not
             is_array = path.suffix == ".parquet" and number.isdecimal() and path.name == f"{int(number):06d}.parquet"
             if is_array and int(number) in recorded:
                 continue

@@ -26,6 +26,7 @@ from dataflex.ledger.lines import Lines, digest
 from dataflex.ledger.run_file import read_run, seal_problem, write_run
 
 DIRECTORY = "dataflex"
+ROLLED_BACK = ".rolled-back-"  # in the names of arrays of a cancelled line: 000003.rolled-back-1.parquet
 LOCK_FILE = ".dataflex.lock"  # beside the record: it stays when an old record is moved aside
 
 
@@ -211,11 +212,26 @@ class Ledger:
                 f"segment {line['segment']} is in {self.path} with other rows; roll it back before recording it anew"
             )
         self._sweep()
+        self._keep_rolled_back(line["segment"], sha256)
         rows_table = {"position": np.arange(len(rows_Q)), "row": rows_Q}
         write_atomic(self.array_path("segments", line["segment"]), parquet_bytes(rows_table))
         if columns_N:
             write_atomic(self.array_path("signals", line["segment"]), parquet_bytes(columns_N))
         return self._append({"kind": "segment", **line, "sha256": sha256})
+
+    def _keep_rolled_back(self, segment: int, sha256: Mapping[str, str]) -> None:
+        """Move the arrays of a rolled-back line aside, unless the new ones are the same: what was recorded stays."""
+        if not self.array_path("segments", segment).exists() and not self.array_path("signals", segment).exists():
+            return
+        old = [line for line in self.lines() if line["kind"] == "segment" and line["segment"] == segment]
+        for directory, name in (("segments", "rows"), ("signals", "signals")):
+            path = self.array_path(directory, segment)
+            if old and path.exists() and old[-1]["sha256"].get(name) != sha256.get(name):
+                number = 1
+                while (target := path.with_name(f"{path.stem}{ROLLED_BACK}{number}.parquet")).exists():
+                    number += 1
+                with writing(target):
+                    os.rename(path, target)
 
     def note(self, line: Mapping[str, Any]) -> None:
         """Append a line of another kind, such as where the run ended."""
