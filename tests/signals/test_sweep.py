@@ -132,7 +132,7 @@ def test_no_rows_is_no_forward(world_size: int) -> None:
         assert (result.num_rows, result.num_tokens, signal.batches) == (0, 0, [])
 
 
-def test_the_progress_adds_up_to_the_rows() -> None:
+def test_the_progress_adds_up_to_the_tokens() -> None:
     done: list[int] = []
     sweep(
         Fingerprints(),
@@ -142,7 +142,7 @@ def test_the_progress_adds_up_to_the_rows() -> None:
         batch_tokens=20,
         advance=done.append,
     )
-    assert sum(done) == 23
+    assert sum(done) == 23 * 5
     assert len(done) == 6
 
 

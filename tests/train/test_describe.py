@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dataflex.ledger.quantiles import quantiles
-from dataflex.train.describe import describe, metrics
+from dataflex.train.describe import describe
+from dataflex.train.metrics import metrics
 
 
 def a_line(**changes: Any) -> dict[str, Any]:
@@ -41,7 +42,6 @@ def test_a_guided_decision_in_one_line() -> None:
 def test_a_warm_up_has_nothing_to_add() -> None:
     line = a_line(window=None, notes={}, scoring=None, decision="warm-up", quantiles={})
     assert describe(line) == "steps 20-30: warm-up, 40 samples"
-    assert metrics(line) == {"dataflex/segment": 2, "dataflex/share_of_run": 0.25}
 
 
 def test_losses_that_were_not_measured_are_said_to_come_from_elsewhere() -> None:
@@ -55,23 +55,9 @@ def test_a_decision_of_a_former_process() -> None:
     assert "scored" not in said.replace("could not be scored", "")
 
 
-def test_metrics_are_numbers_under_one_heading() -> None:
-    assert metrics(a_line()) == {
-        "dataflex/segment": 2,
-        "dataflex/share_of_run": 0.25,
-        "dataflex/window_start": 0.4,
-        "dataflex/window_end": 0.6,
-        "dataflex/improved": 0.75,
-        "dataflex/from_window": 0.75,
-        "dataflex/scoring_seconds": 1.25,
-        "dataflex/scoring_tokens_per_s": 9876.4,
-        "dataflex/pool_loss_median": 2.5,
-    }
-
-
 @pytest.mark.parametrize("notes", [{"num_scored": 0, "num_improved": 0}, {"num_improved": 3}, {"num_scored": 5}])
 def test_nothing_scored_is_no_division_by_zero(notes: dict[str, int]) -> None:
-    assert "dataflex/improved" not in metrics(a_line(notes=notes))
+    assert "dataflex/improved" not in metrics(a_line(notes=notes, quantiles={}), np.arange(40), {})
     describe(a_line(notes=notes))
 
 
@@ -98,7 +84,7 @@ def test_a_line_with_numbers_that_are_none_is_still_a_line() -> None:
     window = {"start": 0, "end": 0, "start_share": math.nan, "end_share": math.nan}
     line = a_line(window=window, notes={"num_scored": 0}, quantiles={}, share_of_run=math.nan)
     assert "\n" not in describe(line)
-    assert math.isnan(metrics(line)["dataflex/window_start"])
+    assert math.isnan(metrics(line, np.arange(40), {})["dataflex/window_start"])
 
 
 def test_rows_that_repeat_are_counted() -> None:

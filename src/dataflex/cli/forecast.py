@@ -28,10 +28,10 @@ def recorded_speed(run_dir: str) -> Speed:
     ledger = Ledger(run_dir)
     geometry = ledger.run().get("geometry", {})
     ends = [line for line in ledger.lines() if line["kind"] == "end"]
-    if not ends or not ends[-1]["choosing"]["num_passes"]:
+    end, cost = (ends[-1], ends[-1].get("choosing") or {}) if ends else ({}, {})
+    if not cost.get("num_passes") or not cost.get("tokens_per_s"):
         what = "made no pass over its pool" if ends else "has not ended"
         raise ConfigError(f"the run in {run_dir} {what}, so that its speed is not known; name another with --like")
-    end, cost = ends[-1], ends[-1]["choosing"]
     samples = end["step"] * geometry["world_size"] * geometry["accumulation"] * geometry["micro_batch"]
     return Speed(
         run=run_dir,

@@ -120,6 +120,7 @@ def main() -> None:
         else:
             app()
     except DataFlexError as error:
+        _end_output()
         rank = os.environ.get("RANK", "0")
         # A mistake in the config is found by every rank alike: rank 0 speaks. What another rank alone met, it says.
         if rank == "0" or not (error.told_by_another_rank or isinstance(error, ConfigError)):
@@ -127,8 +128,19 @@ def main() -> None:
             sentence = " ".join(str(error).split())
             sentence = sentence if len(sentence) <= MOST_CHARACTERS else f"{sentence[:MOST_CHARACTERS]}…"
             print(f"dataflex-cli: error: {where}{sentence}", file=sys.stderr)
-        sys.stdout.flush()
         sys.exit(2)
+    except BaseException:
+        _end_output()
+        raise
+
+
+def _end_output() -> None:
+    """End what is under way on the terminal, so that an error is the last thing on it."""
+    if "tqdm" in sys.modules:
+        from dataflex.train.progress import close_bars
+
+        close_bars()
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

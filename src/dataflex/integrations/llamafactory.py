@@ -15,21 +15,24 @@ from typing import Any
 from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.integrations.remedy import REMEDY
 from dataflex.integrations.row_trace import RowTrace
+from dataflex.integrations.trainer_log import full_log
 from dataflex.ledger.ledger import Ledger
 from dataflex.train.measure import check_files
-from dataflex.train.mixin import dynamic, say
+from dataflex.train.mixin import dynamic
 from dataflex.train.pool import read_pool
+from dataflex.train.progress import say
 from dataflex.train.refuse import refuse_unsupported
 from dataflex.train.settings import Settings, check_quotas, geometry_of, make_fingerprint, make_plan
 
 SERVED_STAGES = ("sft",)
 WORKFLOW = "llamafactory.train.sft.workflow"
 LOADER = "llamafactory.data.loader"
+TUNER = "llamafactory.train.tuner"
 
 
 def run_static(config: Mapping[str, Any]) -> None:
     """Train with LLaMA-Factory alone; nothing of ours is engaged."""
-    import_module("llamafactory.train.tuner").run_exp(dict(config))
+    import_module(TUNER).run_exp(dict(config))
 
 
 def run_dynamic(config: Mapping[str, Any], settings: Settings) -> Any:
@@ -46,7 +49,7 @@ def run_dynamic(config: Mapping[str, Any], settings: Settings) -> Any:
         DataFlexError: anything that the user can mend, in one sentence.
     """
     refuse_config(config)
-    tuner = import_module("llamafactory.train.tuner")
+    tuner = import_module(TUNER)
     session = _Session(settings, explicit_checkpoint=bool(config.get("resume_from_checkpoint")))
     try:
         with session.engaged():
@@ -98,6 +101,7 @@ class _Session:
         """Rebind, for the duration of the run, the names that LLaMA-Factory looks up in its own modules."""
         workflow, loader = import_module(WORKFLOW), import_module(LOADER)
         with ExitStack() as stack:
+            stack.enter_context(rebound(import_module(TUNER), "LogCallback", full_log))
             stack.enter_context(rebound(workflow, "CustomSeq2SeqTrainer", self._make_trainer))
             stack.enter_context(rebound(workflow, "get_dataset", self._get_dataset))
             stack.enter_context(rebound(loader, "align_dataset", self._trace.align))

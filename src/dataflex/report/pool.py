@@ -1,4 +1,4 @@
-"""The rows that could be chosen: their texts, and the columns that sort them into groups."""
+"""The rows that could be chosen: their texts, and the groups they fall into."""
 
 from __future__ import annotations
 
@@ -11,22 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc_typed
 import pyarrow.parquet as pq
 
+from dataflex.ledger.groups import PREFERRED, Groups, groups_of
 from dataflex.report.record import Record
 
 pc: Any = pc_typed  # its functions are made when it is imported, and type checkers see few of them
 
 OWN_COLUMNS = frozenset({"row", "source_row", "num_tokens", "num_label_tokens", "excerpt"})
-PREFERRED = ("task", "source", "domain", "dataset", "category", "subset", "type", "topic")
-MAX_GROUPS, MAX_GROUP_COLUMNS = 200, 4
-
-
-@dataclass(frozen=True)
-class Groups:
-    """A column with few distinct values: a task, a source, a domain."""
-
-    column: str
-    labels: list[str]
-    codes_N: np.ndarray  # position in ``labels``
+MAX_GROUP_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -67,25 +58,8 @@ def find_groups(table: pa.Table) -> list[Groups]:
     """Columns of few distinct values, well-known names first."""
     names = [name for name in table.column_names if name not in OWN_COLUMNS]
     names.sort(key=lambda name: PREFERRED.index(name) if name in PREFERRED else len(PREFERRED))
-    found = (_groups(name, table[name]) for name in names)
+    found = (groups_of(name, table[name]) for name in names)
     return [groups for groups in found if groups is not None][:MAX_GROUP_COLUMNS]
-
-
-def _groups(name: str, column: pa.ChunkedArray) -> Groups | None:
-    kind = column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
-        if not pa.types.is_boolean(kind):
-            return None
-        column = column.cast(pa.string())
-    encoded = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
-    values = ["" if value is None else str(value) for value in encoded.dictionary.to_pylist()]
-    codes_N = encoded.indices.to_numpy(zero_copy_only=False)
-    if not 2 <= len(values) <= min(MAX_GROUPS, max(2, len(codes_N) // 2)):
-        return None
-    order = np.argsort(-np.bincount(codes_N, minlength=len(values)), kind="stable")  # the largest group first
-    position = np.empty(len(order), dtype=np.int64)
-    position[order] = np.arange(len(order))
-    return Groups(name, [values[code] for code in order], position[codes_N])
 
 
 def _key(table: pa.Table) -> str:

@@ -63,7 +63,7 @@ def sweep(
     *,
     ranks: Collective,
     batch_tokens: int | None = None,
-    advance: Callable[[int], object] = lambda num_rows: None,
+    advance: Callable[[int], object] = lambda num_tokens: None,
 ) -> Sweep:
     """Measure ``signal`` for ``rows``; collective.
 
@@ -77,7 +77,7 @@ def sweep(
         lengths_N: tokens of each pool row.
         rows: the rows to measure.
         batch_tokens: padded tokens of one batch, where it is known already.
-        advance: called with the number of rows done, for a progress bar.
+        advance: called with the number of tokens done, without padding, for a progress bar.
 
     Returns:
         Values of every rank's rows, in pool order.
@@ -170,12 +170,12 @@ class _Shard:
         rounds = -(-len(batches) // world)
         dealt = [[batches[(i * world + r) % len(batches)] for r in range(world)] for i in range(rounds)]
         self._width += max(sum(len(round_[r]) for round_ in dealt) for r in range(world))
-        left = sum(len(batch) for batch in batches)
+        left = self._num_tokens(batches)
         began = time.perf_counter()
         mine = [round_[self.ranks.rank] for round_ in dealt]
         for round_, rows_B, pending in zip(dealt, mine, self._ahead(mine), strict=True):
             self._measure_round(rows_B, pending)
-            step = min(sum(len(batch) for batch in round_), left)  # rows measured twice count once
+            step = min(self._num_tokens(round_), left)  # rows measured twice count once
             left -= step
             paused = time.perf_counter()
             self._advance(step)
@@ -184,6 +184,9 @@ class _Shard:
             torch.cuda.synchronize(self.ranks.device)
         seconds = torch.tensor([time.perf_counter() - began], dtype=torch.float64)
         return float(self.ranks.gather(seconds).max())
+
+    def _num_tokens(self, batches: list[np.ndarray]) -> int:
+        return sum(int(self._lengths_N[batch].sum()) for batch in batches)
 
     def _ahead(self, batches: list[np.ndarray]) -> Iterator[Future[Any]]:
         """Batches in preparation, the next one collated in another thread while this one is measured."""

@@ -17,13 +17,15 @@ from dataflex.core.plan import SegmentPlan
 from dataflex.core.seeds import loader_seed
 from dataflex.core.segment import Progress, Segment
 from dataflex.ledger.fingerprint import differences
+from dataflex.ledger.groups import Groups
 from dataflex.ledger.ledger import Ledger
 from dataflex.ledger.quantiles import quantiles
 from dataflex.train.checkpoint import STATE_FILE, TRAINER_STATE_NAME, read_state, write_state
 from dataflex.train.decide import decide
-from dataflex.train.describe import cost_of_choosing, describe, describe_cost, metrics
+from dataflex.train.describe import cost_of_choosing, describe, describe_cost
 from dataflex.train.former import Former, difference
 from dataflex.train.measure import Measured
+from dataflex.train.metrics import metrics
 from dataflex.train.pool import Pool
 from dataflex.train.ranks import Ranks
 from dataflex.train.settings import Method
@@ -51,6 +53,7 @@ class Curator:
         say: Callable[[str], None],
         log: Callable[[dict[str, float]], None],
         versions: Mapping[str, str],
+        sources: Groups | None = None,
     ) -> None:
         """
         Args:
@@ -59,11 +62,13 @@ class Curator:
             host_order: rows of an epoch in the host's own order, for methods that choose nothing.
             say: tells the person who watches one sentence.
             log: hands numbers to the host's loggers.
+            sources: where the rows come from, if that is known.
         """
         self.method, self.plan, self.geometry, self.pool = method, plan, geometry, pool
         self.seed, self._ledger, self.ranks, self._versions = seed, ledger, ranks, dict(versions)
         self._measure, self._spot_check = measure, spot_check
         self._host_order, self._say, self._log = host_order, say, log
+        self._sources = sources
         self._reset()
 
     def _reset(self) -> None:
@@ -143,7 +148,7 @@ class Curator:
                     warnings += said
         # In the host's own order nothing is chosen: every rank knows the rows, rank 0 records them.
         epoch_rows = self._host_order(segment.cycle) if selector.follows_host else None
-        line, rows_Q = self.ranks.from_main(
+        line, rows_Q, numbers = self.ranks.from_main(
             lambda: self._choose(segment, progress, signals, scoring, warnings, began, epoch_rows)
         )
         self.ranks.require_equal(rows_Q, f"the decision of segment {segment.index}")
@@ -153,7 +158,7 @@ class Curator:
             for warning in line["warnings"]:
                 self._say(warning)
             self._say(describe(line))
-        self._log(metrics(line))
+        self._log(numbers)
         return rows_Q
 
     def _measure_again(self, segment: Segment) -> None:
@@ -191,8 +196,8 @@ class Curator:
         warnings: list[str],
         began: float,
         epoch_rows: np.ndarray | None,
-    ) -> tuple[dict[str, Any], np.ndarray]:
-        """Decide and record one segment (rank 0)."""
+    ) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:
+        """Decide and record one segment: its line, its rows, its numbers (rank 0)."""
         quota = segment.num_steps * self.geometry.global_batch
         if "loss" in signals:
             self._scorable_N = self.pool.info.trainable_N & np.isfinite(signals["loss"])
@@ -243,8 +248,10 @@ class Curator:
             self._former.verify_rows(recorded, rows_Q)
         self._former.done_with(segment.index)
         if recorded is not None:
-            return {**recorded, "as_recorded": True}, rows_Q
-        return self._ledger.append(line, rows_Q, columns_N), rows_Q
+            line = {**recorded, "as_recorded": True}
+        else:
+            line = self._ledger.append(line, rows_Q, columns_N)
+        return line, rows_Q, metrics(line, rows_Q, columns_N, self._sources)
 
     def _check(self, rows_Q: np.ndarray, quota: int, segment: Segment, *, host: bool) -> None:
         """Methods may come from other packages: what they return is checked before it is recorded."""

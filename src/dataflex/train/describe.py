@@ -35,26 +35,6 @@ def describe(line: Mapping[str, Any]) -> str:
     return " | ".join(parts)
 
 
-def metrics(line: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of a decision for the host's loggers, under ``dataflex/``."""
-    notes, window, scoring = line["notes"], line["window"], line["scoring"]
-    values: dict[str, float] = {"dataflex/segment": line["segment"], "dataflex/share_of_run": line["share_of_run"]}
-    if window:
-        values["dataflex/window_start"] = window["start_share"]
-        values["dataflex/window_end"] = window["end_share"]
-    if notes.get("num_scored") and "num_improved" in notes:
-        values["dataflex/improved"] = notes["num_improved"] / notes["num_scored"]
-    if "num_from_window" in notes:
-        values["dataflex/from_window"] = notes["num_from_window"] / line["num_rows"]
-    if scoring:
-        values["dataflex/scoring_seconds"] = scoring["seconds"]
-        if scoring["source"] == "measured":
-            values["dataflex/scoring_tokens_per_s"] = scoring["tokens_per_s"]
-    if "loss" in line["quantiles"]:
-        values["dataflex/pool_loss_median"] = line["quantiles"]["loss"]["0.5"]
-    return values
-
-
 def cost_of_choosing(lines: Iterable[Mapping[str, Any]], seconds: Mapping[str, float]) -> dict[str, Any]:
     """What choosing cost in all, rolled-back decisions included.
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from accelerate.utils import send_to_device
-from tqdm.auto import tqdm
 
 from dataflex.algorithms.base import SIGNALS, Progress
 from dataflex.core.errors import ConfigError, LedgerError
@@ -22,6 +21,7 @@ from dataflex.signals.file import read_scores
 from dataflex.signals.loss import LossSignal, mean_losses, rows_to_check
 from dataflex.signals.sweep import Collective, Sweep, sweep
 from dataflex.train.pool import Pool
+from dataflex.train.progress import PassProgress
 from dataflex.train.ranks import Ranks
 
 SPOT_CHECK_TOKENS = 1024  # padded tokens of a batch where none has been found yet
@@ -128,14 +128,20 @@ class Measurer:
             sharded=sharded,
         )
         to_check = rows_to_check(pool.info.num_tokens_N, rows)
-        bar = tqdm(total=len(rows), desc="scoring", unit=" samples", leave=False, disable=not self._ranks.is_main)
-        with bar, undisturbed(signal.model):
+        progress = PassProgress(
+            len(rows),
+            int(pool.info.num_tokens_N[rows].sum()),
+            bar=not self._trainer.args.disable_tqdm,
+            shown=self._ranks.is_main,
+            say=self._say,
+        )
+        with progress, undisturbed(signal.model):
             with nullcontext() if sharded else self._ranks.together():
                 signal.check(to_check)
             signal.verdict = self._ranks.from_main(lambda: signal.verdict)  # one way on all ranks
             with signal.engaged(to_check) as why_not:
                 result = sweep(
-                    signal, pool.info.num_tokens_N, rows, ranks=ranks, batch_tokens=budget, advance=bar.update
+                    signal, pool.info.num_tokens_N, rows, ranks=ranks, batch_tokens=budget, advance=progress.advance
                 )
         self._tell(why_not, result)
         losses_N = mean_losses(result.values_NxC)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -24,16 +23,14 @@ from dataflex.train.chain import SegmentChain, draw_like_a_stock_loader, host_or
 from dataflex.train.checkpoint import newest_complete_checkpoint
 from dataflex.train.curator import Curator
 from dataflex.train.indexed import SAMPLE_IDS, IndexedCollator, IndexedDataset
+from dataflex.train.loggers import log_off_console
 from dataflex.train.measure import Measurer
 from dataflex.train.pool import read_pool
+from dataflex.train.progress import say
 from dataflex.train.ranks import Ranks, load_cpu_checkpoints_by_index
 from dataflex.train.refuse import refuse_model, refuse_unsupported
 from dataflex.train.settings import Settings, check_quotas, geometry_of, make_fingerprint, make_plan, unguided, versions
-
-
-def say(sentence: str) -> None:
-    """Tell the person who watches; does not tear progress bars."""
-    tqdm.write(f"[dataflex] {sentence}")
+from dataflex.train.sources import find_sources
 
 
 class DynamicDataMixin:
@@ -81,8 +78,9 @@ class DynamicDataMixin:
             spot_check=measurer.spot_check,
             host_order=self._host_order,
             say=say,
-            log=self.log,  # type: ignore[attr-defined]
+            log=lambda numbers: log_off_console(self, numbers),
             versions=versions(),
+            sources=find_sources(dataflex.rows),
         )
         self._fingerprint = make_fingerprint(dataflex, pool, geometry, ledger)
         if not dataflex.method.selector.follows_host or dataflex.schedule.train_step:
