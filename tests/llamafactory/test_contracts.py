@@ -93,3 +93,17 @@ def test_iterating_a_stock_loader_takes_one_number_from_the_global_stream() -> N
         torch.manual_seed(5)
         draw_like_a_stock_loader()
         assert torch.equal(torch.get_rng_state(), stock)
+
+
+def test_loggers_are_called_from_one_list_and_the_log_callback_hands_its_writing_to_a_thread() -> None:
+    """train/loggers.py and integrations/trainer_log.py"""
+    from llamafactory.train import tuner
+    from llamafactory.train.callbacks import LogCallback
+    from transformers.trainer_callback import CallbackHandler
+
+    assert "for callback in self.callbacks:" in inspect.getsource(CallbackHandler.call_event)
+    assert "self.callback_handler.on_log(" in inspect.getsource(Trainer.log)
+    assert tuner.LogCallback is LogCallback
+    assert "LogCallback()" in inspect.getsource(tuner._training_function)
+    assert parameters(LogCallback._write_log) == ["self", "output_dir", "logs"]
+    assert "submit(self._write_log, args.output_dir, logs)" in inspect.getsource(LogCallback.on_log)
