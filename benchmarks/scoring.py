@@ -159,21 +159,21 @@ class Ways:
             self.batch_tokens = sweep(signal, self.lengths, rows, ranks=ranks, advance=advance).batch_tokens
 
     def measure(self) -> None:
-        """One pass of ours; after each of its batches the other ways catch up with the share of rows done."""
-        done = 0
+        """One pass of ours; after each of its batches the other ways catch up with the share of tokens done."""
+        done, num_tokens = 0, int(self.lengths.sum())
         paused = 0.0
 
-        def others(num_rows: int) -> None:
+        def others(new_tokens: int) -> None:
             nonlocal done, paused
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             began = time.perf_counter()
-            done += num_rows
-            self._catch_up(done / len(self.rows))
+            done += new_tokens
+            self._catch_up(done / num_tokens)
             paused += time.perf_counter() - began
 
         whole = timed(lambda: self.dataflex(np.arange(len(self.rows)), others), self.device)
-        self.tokens["dataflex"], self.seconds["dataflex"] = int(self.lengths.sum()), whole - paused
+        self.tokens["dataflex"], self.seconds["dataflex"] = num_tokens, whole - paused
 
     def _catch_up(self, share: float) -> None:
         """Let every other way do its part up to this share of all rows."""
@@ -263,7 +263,7 @@ def main() -> None:
         work = {
             "plain": lambda: ways.plain(longest),
             "padded": lambda: ways.padded(longest),
-            "dataflex": lambda: ways.dataflex(longest, lambda num_rows: None),
+            "dataflex": lambda: ways.dataflex(longest, lambda num_tokens: None),
             "limit": lambda: ways.limit(1),
         }
         peaks = {name: peak_extra(work[name], device) for name in WAYS}
