@@ -59,6 +59,24 @@ def plan(
     plan(config, overrides or [], like)
 
 
+@app.command(context_settings=AS_OVERRIDES)
+def select(
+    config: str = CONFIG,
+    overrides: list[str] = OVERRIDES,
+    out: str = typer.Option(..., "--out", help="The file to write: .jsonl or .parquet."),
+    take: str = typer.Option(None, "--take", help="How many: rows (40) or a share of the pool (0.1 or 10%)."),
+    update: int = typer.Option(None, "--update", help="Which decision of the schedule, from 1; default: first guided."),
+    baseline: str = typer.Option(
+        None, "--baseline-from", help="Initial losses for delta_loss: a run, a selection, or a file of losses."
+    ),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the file if it exists."),
+) -> None:
+    """Choose without training: write the chosen samples, with their scores, as they were in their data set."""
+    from dataflex.cli.select import select
+
+    select(config, overrides or [], out=out, take=take, update=update, baseline=baseline, overwrite=overwrite)
+
+
 @app.command()
 def report(
     run_dirs: list[str] = RUN_DIRS,

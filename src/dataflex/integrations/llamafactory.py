@@ -7,7 +7,7 @@ import functools
 import importlib
 import os
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -49,18 +49,8 @@ def run_dynamic(config: Mapping[str, Any], settings: Settings) -> Any:
         DataFlexError: anything that the user can mend, in one sentence.
     """
     refuse_config(config)
-    tuner = import_module(TUNER)
-    session = _Session(settings, explicit_checkpoint=bool(config.get("resume_from_checkpoint")))
-    try:
-        with session.engaged():
-            tuner.run_exp(dict(config))
-    except DataFlexError:
-        raise
-    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
-        # Before the trainer exists, what fails in these ways is a key, a file or a package of the user's.
-        if session.trainer is not None or os.environ.get("DATAFLEX_TRACEBACK"):
-            raise
-        raise DataFlexError(_one_sentence(error)) from error
+    session = Session(settings, explicit_checkpoint=bool(config.get("resume_from_checkpoint")))
+    session.run(config)
     if session.trainer is None:
         raise DataFlexError("LLaMA-Factory built another trainer than the one that can be served; nothing was chosen")
     return session.trainer
@@ -88,13 +78,34 @@ def refuse_config(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{variable} is set; this launcher of LLaMA-Factory is not served yet, unset it")
 
 
-class _Session:
+class Session:
     """One run: what is caught on the way from the raw data to the trainer."""
 
-    def __init__(self, settings: Settings, *, explicit_checkpoint: bool) -> None:
+    def __init__(
+        self, settings: Settings, *, explicit_checkpoint: bool, serve: Callable[[type], type] = dynamic
+    ) -> None:
+        """
+        Args:
+            serve: makes of the host's trainer class the one that is built instead.
+        """
         self._settings = replace(settings, newest_checkpoint=not explicit_checkpoint)
-        self._trace = RowTrace()
+        self._serve = serve
+        self.trace = RowTrace()
         self.trainer: Any = None
+
+    def run(self, config: Mapping[str, Any]) -> None:
+        """Have LLaMA-Factory train with what is rebound."""
+        tuner = import_module(TUNER)
+        try:
+            with self.engaged():
+                tuner.run_exp(dict(config))
+        except DataFlexError:
+            raise
+        except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+            # Before the trainer exists, what fails in these ways is a key, a file or a package of the user's.
+            if self.trainer is not None or os.environ.get("DATAFLEX_TRACEBACK"):
+                raise
+            raise DataFlexError(_one_sentence(error)) from error
 
     @contextmanager
     def engaged(self) -> Iterator[None]:
@@ -104,15 +115,15 @@ class _Session:
             stack.enter_context(rebound(import_module(TUNER), "LogCallback", full_log))
             stack.enter_context(rebound(workflow, "CustomSeq2SeqTrainer", self._make_trainer))
             stack.enter_context(rebound(workflow, "get_dataset", self._get_dataset))
-            stack.enter_context(rebound(loader, "align_dataset", self._trace.align))
-            stack.enter_context(rebound(loader, "_get_dataset_processor", self._trace.processor))
+            stack.enter_context(rebound(loader, "align_dataset", self.trace.align))
+            stack.enter_context(rebound(loader, "_get_dataset_processor", self.trace.processor))
             yield
 
     def _make_trainer(self, original: type) -> Any:
-        dynamic_class = dynamic(original)
+        served_class = self._serve(original)
 
         def make(*args: Any, **kwargs: Any) -> Any:
-            trainer = dynamic_class(*args, dataflex=self._settings, **kwargs)
+            trainer = served_class(*args, dataflex=self._settings, **kwargs)
             self.trainer = trainer
             return trainer
 
@@ -130,18 +141,18 @@ class _Session:
             except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:
                 names = ", ".join([*(data_args.dataset or []), *(data_args.eval_dataset or [])])
                 raise DataFlexError(f"the data ({names}) cannot be prepared: {_one_sentence(error)}") from error
-            module["train_dataset"], rows = self._trace.columns(module["train_dataset"])
+            module["train_dataset"], rows = self.trace.columns(module["train_dataset"])
             evaluated = module.get("eval_dataset")
             if isinstance(evaluated, dict):
                 module["eval_dataset"] = {name: RowTrace.strip(data) for name, data in evaluated.items()}
             elif evaluated is not None:
                 module["eval_dataset"] = RowTrace.strip(evaluated)
-            self._check(module["train_dataset"], rows, training_args)
+            self.check(module["train_dataset"], rows, training_args)
             return module
 
         return get_dataset
 
-    def _check(self, train_dataset: Any, rows: Mapping[str, Any], args: Any) -> None:
+    def check(self, train_dataset: Any, rows: Mapping[str, Any], args: Any) -> None:
         """All that can be refused is refused here: before the model is loaded and before anything is written."""
         pool = read_pool(train_dataset)
         geometry = geometry_of(args)

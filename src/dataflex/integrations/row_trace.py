@@ -25,6 +25,7 @@ class Source:
     name: str
     raw: Any  # datasets.Dataset
     used_columns: frozenset[str]
+    attr: Any = None  # LLaMA-Factory's DatasetAttr
 
     def source_rows(self) -> np.ndarray:
         """Row numbers in the file or hub data set, shape (len(raw),)."""
@@ -38,6 +39,7 @@ class RowTrace:
 
     def __init__(self) -> None:
         self._sources: list[Source] = []
+        self._source_N = self._position_N = np.zeros(0, dtype=np.int64)
 
     def align(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Around ``align_dataset`` (one raw row to one conversation): note the source, number the rows."""
@@ -50,7 +52,7 @@ class RowTrace:
                 raise ConfigError(f"the data set {name!r} is empty; check its file and max_samples")
             used = frozenset(v for v in vars(dataset_attr).values() if isinstance(v, str))
             aligned = original(dataset, dataset_attr, data_args, training_args)
-            self._sources.append(Source(name, dataset, used))
+            self._sources.append(Source(name, dataset, used, dataset_attr))
             return aligned.add_column(ORIGIN, number * _SOURCE_STRIDE + np.arange(len(aligned), dtype=np.int64))
 
         return align_dataset
@@ -69,6 +71,7 @@ class RowTrace:
         """Take the trace off a tokenised data set: (the data set as LLaMA-Factory made it, columns of rows.parquet)."""
         table = train_dataset.with_format("arrow", columns=[ORIGIN, EXCERPT])[:]
         source_N, position_N = np.divmod(table[ORIGIN].to_numpy(), _SOURCE_STRIDE)
+        self._source_N, self._position_N = source_N, position_N
         names = np.array([source.name for source in self._sources], dtype=object)
         source_rows_N = np.empty(len(source_N), dtype=np.int64)
         kept: dict[str, list[Any]] = {}
@@ -91,6 +94,11 @@ class RowTrace:
             **{name: _as_array(values) for name, values in kept.items()},
         }
         return self.strip(train_dataset), columns
+
+    def origins(self) -> list[tuple[Source, np.ndarray, np.ndarray]]:
+        """Each source of the training set with its pool rows and their positions in its raw data."""
+        of_source = [(s, np.flatnonzero(self._source_N == number)) for number, s in enumerate(self._sources)]
+        return [(source, rows, self._position_N[rows]) for source, rows in of_source if len(rows)]
 
     @staticmethod
     def strip(dataset: Any) -> Any:

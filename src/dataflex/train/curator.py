@@ -19,11 +19,11 @@ from dataflex.core.segment import Progress, Segment
 from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.groups import Groups
 from dataflex.ledger.ledger import Ledger
-from dataflex.ledger.quantiles import quantiles
 from dataflex.train.checkpoint import STATE_FILE, TRAINER_STATE_NAME, read_state, write_state
 from dataflex.train.decide import decide
 from dataflex.train.describe import cost_of_choosing, describe, describe_cost
 from dataflex.train.former import Former, difference
+from dataflex.train.line import segment_line
 from dataflex.train.measure import Measured
 from dataflex.train.metrics import metrics
 from dataflex.train.pool import Pool
@@ -222,27 +222,18 @@ class Curator:
             columns_N = {"row": np.arange(len(self.pool)), "times_trained": self._times_trained_N.copy(), **columns_N}
         now = time.perf_counter()
         self._seconds["choosing"] += now - began
-        line = {
-            "segment": segment.index,
-            "start": segment.start,
-            "stop": segment.stop,
-            "cycle": segment.cycle,
-            "update": segment.update,
-            "decision": selection.decision,
-            "method": self.method.name,
-            "params": self.method.params,
-            "seed": self.seed,
-            "num_rows": len(rows_Q),
-            "num_distinct_rows": len(np.unique(rows_Q)),
-            "window": dict(selection.window) if selection.window else None,
-            "notes": dict(selection.notes),
-            "warnings": [*warnings, *selection.warnings],
-            "quantiles": quantiles(selection.columns_N),
-            "scoring": dict(scoring) or None,
-            "seconds": {"total": now - began, "select": now - chose},
-            "share_of_run": self._seconds["choosing"] / max(self._running(), 1e-9),
-            "versions": self._versions,
-        }
+        line = segment_line(
+            segment,
+            self.method,
+            selection,
+            rows_Q,
+            seed=self.seed,
+            warnings=warnings,
+            scoring=scoring,
+            seconds={"total": now - began, "select": now - chose},
+            share_of_run=self._seconds["choosing"] / max(self._running(), 1e-9),
+            versions=self._versions,
+        )
         recorded = self._former.in_force(segment.index)
         if recorded is not None:
             self._former.verify_rows(recorded, rows_Q)

@@ -6,11 +6,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def describe(line: Mapping[str, Any]) -> str:
-    """One line about a ledger line: window, improved, drawn from inside, cost."""
+def describe(line: Mapping[str, Any], *, of_run: bool = True) -> str:
+    """One line about a ledger line: window, improved, drawn from inside, cost.
+
+    Args:
+        of_run: False for a selection without training, which has no steps.
+    """
     notes, window, scoring = line["notes"], line["window"], line["scoring"]
     again = "as recorded before the interruption, " if line.get("as_recorded") else ""
-    parts = [f"{again}steps {line['start']}-{line['stop']}: {line['decision']}, {line['num_rows']} samples"]
+    steps = f"steps {line['start']}-{line['stop']}: " if of_run else ""
+    parts = [f"{again}{steps}{line['decision']}, {line['num_rows']} samples"]
     if line["num_distinct_rows"] < line["num_rows"]:
         parts.append(f"{line['num_distinct_rows']} of them distinct")
     if window:
@@ -31,7 +36,8 @@ def describe(line: Mapping[str, Any]) -> str:
             )
         else:
             parts.append(f"losses from the {scoring['source']}, no pass over the pool")
-        parts.append(f"choosing so far: {line['share_of_run']:.0%} of the run's time")
+        if of_run:
+            parts.append(f"choosing so far: {line['share_of_run']:.0%} of the run's time")
     return " | ".join(parts)
 
 

@@ -14,7 +14,8 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dataflex.core.errors import DataFlexError
-from dataflex.core.order import micro_batches_per_pass
+from dataflex.core.order import Geometry, micro_batches_per_pass
+from dataflex.core.plan import SegmentPlan
 from dataflex.ledger.files import out_of_space
 from dataflex.ledger.ledger import Ledger
 from dataflex.signals.cache import weights_digest
@@ -25,7 +26,7 @@ from dataflex.train.curator import Curator
 from dataflex.train.indexed import SAMPLE_IDS, IndexedCollator, IndexedDataset
 from dataflex.train.loggers import log_off_console
 from dataflex.train.measure import Measurer
-from dataflex.train.pool import read_pool
+from dataflex.train.pool import Pool, read_pool
 from dataflex.train.progress import say
 from dataflex.train.ranks import Ranks, load_cpu_checkpoints_by_index
 from dataflex.train.refuse import refuse_model, refuse_unsupported
@@ -52,11 +53,11 @@ class DynamicDataMixin:
         if self.get_total_train_batch_size(trainer_args) != geometry.global_batch:  # type: ignore[attr-defined]
             raise DataFlexError("tensor, context and sequence parallelism are not supported yet; use data parallelism")
         plan = make_plan(dataflex, trainer_args, len(pool), geometry)
-        check_quotas(dataflex, plan, pool, geometry)
+        self._check_quotas(plan, pool, geometry)
         ranks = Ranks(self.accelerator)  # type: ignore[attr-defined]
         ledger = self._ledger = Ledger(trainer_args.output_dir)
         ranks.require_equal(pool.digest, "the training data")
-        measurer = Measurer(
+        self.measurer = Measurer(
             self,
             selector=dataflex.method.selector,
             pool=pool,
@@ -74,8 +75,8 @@ class DynamicDataMixin:
             seed=trainer_args.data_seed if trainer_args.data_seed is not None else trainer_args.seed,
             ledger=ledger,
             ranks=ranks,
-            measure=measurer,
-            spot_check=measurer.spot_check,
+            measure=self.measurer,
+            spot_check=self.measurer.spot_check,
             host_order=self._host_order,
             say=say,
             log=lambda numbers: log_off_console(self, numbers),
@@ -86,6 +87,9 @@ class DynamicDataMixin:
         if not dataflex.method.selector.follows_host or dataflex.schedule.train_step:
             trainer_args.max_steps = plan.num_steps
         self.add_callback(EpochCounter(plan.steps_per_epoch, self._micro_batches()))  # type: ignore[attr-defined]
+
+    def _check_quotas(self, plan: SegmentPlan, pool: Pool, geometry: Geometry) -> None:
+        check_quotas(self._dataflex, plan, pool, geometry)
 
     # the train dataloader
 

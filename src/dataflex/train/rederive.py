@@ -57,6 +57,9 @@ class _Derivation:
         self._trainable_N = self._scorable_N = pool.trainable_N
         self._counts_N = np.zeros(len(pool), dtype=np.int32)
         self._pool = pool
+        # A selection without training: what its method was told is not the place in a run of its own.
+        selection = audit.run.get("selection")
+        self._told = selection.get("progress") if isinstance(selection, dict) else None
 
     def findings(self) -> list[Finding]:
         found: list[Finding] = []
@@ -80,6 +83,9 @@ class _Derivation:
         columns_N = self._ledger.signals_of(line)
         recorded_Q = self._ledger.rows_of(line)
         signals = {name: self._signal(name, progress, columns_N) for name in sorted(self._selector.needs_at(progress))}
+        if self._told is not None and "initial_loss" in columns_N:
+            baseline = {"loss": columns_N["initial_loss"]}
+            self._state = dict(self._selector.observe(self._state, baseline, progress))
         if "loss" in signals:
             self._scorable_N = self._trainable_N & np.isfinite(signals["loss"])
         selection, rows_Q, self._state = decide(
@@ -94,6 +100,8 @@ class _Derivation:
         if np.any((recorded_Q < 0) | (recorded_Q >= len(self._counts_N))):
             raise LedgerError("it names rows that the pool does not have")
         self._counts_N = self._counts_N + np.bincount(recorded_Q, minlength=len(self._counts_N)).astype(np.int32)
+        if self._told is not None and "initial_loss" not in selection.columns_N:
+            columns_N = {name: values for name, values in columns_N.items() if name != "initial_loss"}
         return [*self._wrong_rows(line, rows_Q, recorded_Q), *_wrong_reasons(selection, columns_N, line)]
 
     def _progress(self, line: Mapping[str, Any]) -> Progress:
@@ -103,7 +111,7 @@ class _Derivation:
         segment = plan.segment_at(line["start"])
         if (segment.index, segment.start, segment.stop) != (line["segment"], line["start"], line["stop"]):
             raise LedgerError("it is not a segment of the schedule in run.yaml")
-        return plan.progress(segment)
+        return plan.progress(segment) if self._told is None else Progress(**self._told)
 
     def _signal(self, name: str, progress: Progress, columns_N: Mapping[str, np.ndarray]) -> np.ndarray:
         """A signal as the method was given it."""
