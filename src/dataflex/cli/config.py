@@ -22,7 +22,8 @@ from dataflex.core.plan import Schedule
 TRAIN_TYPES = ("static", "dynamic_select")
 LATER_TRAIN_TYPES = ("dynamic_mix", "dynamic_weight", "dynamic_reorder")
 SCHEDULE_KEYS = tuple(field.name for field in dataclasses.fields(Schedule))
-OUR_KEYS = ("train_type", "components_cfg_file", "component_name", "score_batch_tokens", *SCHEDULE_KEYS)
+OTHER_KEYS = ("train_type", "components_cfg_file", "component_name", "score_batch_tokens", "log_source_loss")
+OUR_KEYS = (*OTHER_KEYS, *SCHEDULE_KEYS)
 PACKAGE_COMPONENTS = Path(__file__).parent.parent / "configs" / "components.yaml"
 # What the verbs ask of a selector, beyond the calls of a run; `SelectorBase` has all of it.
 SELECTOR_PARTS = ("select", "needs", "needs_at", "init", "observe", "follows_host", "serves_warmup")
@@ -40,6 +41,7 @@ class RunConfig:
     selector: Any = None
     schedule: Schedule | None = None
     score_batch_tokens: int | None = None
+    log_source_loss: bool = False
 
     @property
     def is_dynamic(self) -> bool:
@@ -100,6 +102,7 @@ def split_config(config: dict[str, Any], component: Mapping[str, Any]) -> RunCon
     batch_tokens = _checked("score_batch_tokens", ours.get("score_batch_tokens"), int | None)
     if batch_tokens is not None and batch_tokens < 1:
         raise ConfigError(f"score_batch_tokens is {shown(batch_tokens)}; it must be at least 1")
+    log_source_loss = _checked("log_source_loss", ours.get("log_source_loss", False), bool)
     components_path = find_components(ours.get("components_cfg_file"))
     output_dir = str(host.get("output_dir") or "")
     if not output_dir:
@@ -124,6 +127,7 @@ def split_config(config: dict[str, Any], component: Mapping[str, Any]) -> RunCon
         selector=selector,
         schedule=schedule,
         score_batch_tokens=batch_tokens,
+        log_source_loss=log_source_loss,
     )
 
 

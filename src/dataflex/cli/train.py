@@ -44,6 +44,7 @@ def _train_dynamic(config: RunConfig, *, fresh: bool, other_versions: bool) -> N
         method=Method(name=config.method_name, selector=config.selector),
         schedule=config.schedule,
         score_batch_tokens=config.score_batch_tokens,
+        log_source_loss=config.log_source_loss,
         config=config.resolved,
         fresh=fresh,
         other_versions=other_versions,

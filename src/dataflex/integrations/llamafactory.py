@@ -23,6 +23,7 @@ from dataflex.train.pool import read_pool
 from dataflex.train.progress import say
 from dataflex.train.refuse import refuse_unsupported
 from dataflex.train.settings import Settings, check_quotas, geometry_of, make_fingerprint, make_plan
+from dataflex.train.sources import find_sources, require_sources
 
 SERVED_STAGES = ("sft",)
 WORKFLOW = "llamafactory.train.sft.workflow"
@@ -49,6 +50,11 @@ def run_dynamic(config: Mapping[str, Any], settings: Settings) -> Any:
         DataFlexError: anything that the user can mend, in one sentence.
     """
     refuse_config(config)
+    if settings.log_source_loss and config.get("enable_liger_kernel"):
+        raise ConfigError(
+            "log_source_loss reads the logits of the training's forward, which enable_liger_kernel fuses into the "
+            "loss; remove one of them"
+        )
     session = Session(settings, explicit_checkpoint=bool(config.get("resume_from_checkpoint")))
     session.run(config)
     if session.trainer is None:
@@ -160,6 +166,8 @@ class Session:
         self._settings = replace(self._settings, pool=pool, rows=rows, overwrite=overwrite)
         plan = make_plan(self._settings, args, len(pool), geometry)
         check_quotas(self._settings, plan, pool, geometry)
+        if self._settings.log_source_loss:
+            require_sources(find_sources(rows))
         if args.process_index == 0:  # the others may not see these files
             check_files(self._settings.method.selector, pool, args.output_dir)
             ledger = Ledger(args.output_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,16 @@ from dataflex.train.progress import say
 from dataflex.train.ranks import Ranks, load_cpu_checkpoints_by_index
 from dataflex.train.refuse import refuse_model, refuse_unsupported
 from dataflex.train.settings import Settings, check_quotas, geometry_of, make_fingerprint, make_plan, unguided, versions
-from dataflex.train.sources import find_sources
+from dataflex.train.source_loss import SourceLoss
+from dataflex.train.sources import find_sources, require_sources
 
 
 class DynamicDataMixin:
     """Left of a Trainer class: the train dataloader becomes a chain of segments, each decided when its turn comes.
 
     Nothing of the training loop is copied. Overridden are ``get_train_dataloader`` (the chain), ``train`` and
-    ``_run_epoch`` (resume), ``save_model`` (our state in every checkpoint) and ``training_step`` (sample ids leave the
-    batch).
+    ``_run_epoch`` (resume), ``save_model`` (our state in every checkpoint), ``training_step`` (sample ids leave the
+    batch) and ``log`` (the loss of each source).
     """
 
     def __init__(self, *args: Any, dataflex: Settings, **kwargs: Any) -> None:
@@ -67,6 +69,8 @@ class DynamicDataMixin:
             fresh=dataflex.fresh,
             say=say,
         )
+        sources = find_sources(dataflex.rows)
+        self._source_loss = SourceLoss(require_sources(sources)) if dataflex.log_source_loss else None
         self.curator = Curator(
             method=dataflex.method,
             plan=plan,
@@ -81,7 +85,7 @@ class DynamicDataMixin:
             say=say,
             log=lambda numbers: log_off_console(self, numbers),
             versions=versions(),
-            sources=find_sources(dataflex.rows),
+            sources=sources,
         )
         self._fingerprint = make_fingerprint(dataflex, pool, geometry, ledger)
         if not dataflex.method.selector.follows_host or dataflex.schedule.train_step:
@@ -137,8 +141,15 @@ class DynamicDataMixin:
             self._signature_columns = [*self._signature_columns, SAMPLE_IDS]
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        inputs.pop(SAMPLE_IDS)
-        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        rows_B, labels_BxT = inputs.pop(SAMPLE_IDS), inputs.get("labels")
+        watching = self._source_loss.watching(model, rows_B, labels_BxT) if self._source_loss else nullcontext()
+        with watching:
+            return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+        if self._source_loss and "loss" in logs:  # the host's own training loss, on every rank
+            log_off_console(self, self._source_loss.means(self.curator.ranks.gather))
 
     # beginning, saving, resuming
 
@@ -256,7 +267,12 @@ class DynamicDataMixin:
         }
 
     def _base_weights(self) -> str | None:
-        """Hash of the weights that are not trained, which no checkpoint holds; None when ranks hold parts of them."""
+        """Hash of the weights that are not trained, which no checkpoint holds; None when ranks hold parts of them.
+
+        Sharded models still lie in the host's memory here, where hashing 70B would take the better part of an hour.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # type: ignore[attr-defined]
+            return None
         model = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
         frozen = any(not parameter.requires_grad for parameter in model.parameters())
         return weights_digest(model, "frozen") if frozen and self.curator.ranks.is_main else None

@@ -39,6 +39,7 @@ class Settings:
     schedule: Schedule
     config: Mapping[str, Any]  # the resolved config, JSON values; kept in run.yaml and part of the fingerprint
     score_batch_tokens: int | None = None  # padded tokens of a scoring batch; None: calibrated
+    log_source_loss: bool = False  # the training loss of each source by itself
     overwrite: bool = False
     fresh: bool = False  # no array of another run is served from the cache
     other_versions: bool = False  # go on although packages have other versions than the recorded run
@@ -99,7 +100,7 @@ def make_fingerprint(settings: Settings, pool: Pool, geometry: Geometry, ledger:
     """
     params = {name: value for name, value in settings.method.params.items() if name != "cache_dir"}
     made_with = {f"{VERSION}{package}": number for package, number in versions().items()}
-    if settings.other_versions and ledger.exists():
+    if settings.other_versions and not settings.overwrite and ledger.exists():
         recorded = ledger.run().get("fingerprint")
         if isinstance(recorded, dict):
             made_with = {key: value for key, value in recorded.items() if key.startswith(VERSION)}

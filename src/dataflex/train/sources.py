@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflex.core.errors import ConfigError
 from dataflex.ledger.groups import PREFERRED, Groups, groups_of
 
 MOST_SOURCES = 50  # each is a curve of its own for the loggers
@@ -29,6 +30,16 @@ def find_sources(columns: Mapping[str, Any]) -> Groups | None:
         if found is not None and len(found.labels) <= MOST_SOURCES:
             return Groups(found.column, _names(found.labels), found.codes_N)
     return None
+
+
+def require_sources(found: Groups | None) -> Groups:
+    """Raise where ``log_source_loss`` has nothing to tell apart."""
+    if found is None:
+        raise ConfigError(
+            "log_source_loss is true, but the data has no sources: name several data sets, keep a column such as task "
+            f"or source with 2 to {MOST_SOURCES} different values, or remove log_source_loss"
+        )
+    return found
 
 
 def _names(labels: list[str]) -> list[str]:
