@@ -93,6 +93,31 @@ def test_a_resumed_run_logs_the_same(config, tmp_path: Path) -> None:
     assert logged(run) == full
 
 
+def test_ranks_add_up_their_sums_and_counts() -> None:
+    import numpy as np
+    import torch
+
+    from dataflex.train.source_loss import SourceLoss
+    from dataflex.train.sources import find_sources
+
+    sources = find_sources({"source": np.array(["a", "b", "a", "b", "c", "c"], dtype=object)})
+    assert sources is not None
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 5, 7), torch.randint(0, 7, (4, 5))
+    labels[0, :3] = -100
+    rows = np.array([0, 1, 2, 3])
+    whole, halves = SourceLoss(sources), [SourceLoss(sources), SourceLoss(sources)]
+    whole._take(logits, labels, rows)
+    for half, part in zip(halves, (slice(0, 1), slice(1, 4)), strict=True):
+        half._take(logits[part], labels[part], rows[part])
+    totals = [half._totals_Sx2 for half in halves]
+    assert all(total is not None for total in totals)
+    expected = whole.means(lambda mine: mine)
+    assert halves[0].means(lambda mine: torch.cat(totals)) == pytest.approx(expected)
+    assert expected.keys() == {"dataflex/source_loss/a", "dataflex/source_loss/b"}, "c was not trained"
+    assert whole.means(lambda mine: mine) == {}, "it begins anew"
+
+
 def test_a_model_without_logits_is_a_sentence() -> None:
     import numpy as np
     import torch
