@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dataflex.cli.forecast import forecast, recorded_speed
-from dataflex.core.errors import ConfigError, LedgerError
+from dataflex.core.errors import ConfigError
 from dataflex.ledger.ledger import Ledger
 
 COST = {
@@ -51,5 +51,5 @@ def test_a_run_without_a_pass_or_an_end_tells_no_speed(tmp_path: Path) -> None:
     Ledger(tmp_path / "crashed").begin({"run_id": "r", "geometry": {}}, {"row": np.arange(3)})
     with pytest.raises(ConfigError, match="has not ended"):
         recorded_speed(str(tmp_path / "crashed"))
-    with pytest.raises(LedgerError, match="holds no complete run"):
+    with pytest.raises(ConfigError, match="holds no record of a run"):
         recorded_speed(str(tmp_path / "nothing"))

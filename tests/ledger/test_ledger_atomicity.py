@@ -200,3 +200,15 @@ def test_a_file_is_flushed_before_it_is_moved_into_place_and_its_folder_after(
     assert order == ["fsync", "replace", "fsync"]
     assert (tmp_path / "x").read_bytes() == b"content"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_line_is_flushed_to_the_disk_before_anything_is_trained_on_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flushed: list[str] = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")), fsync(descriptor))
+    )
+    files.append_line(tmp_path / "ledger.jsonl", b"{}")
+    assert flushed == [str(tmp_path / "ledger.jsonl"), str(tmp_path)]

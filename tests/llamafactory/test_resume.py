@@ -94,9 +94,37 @@ def test_a_kill_before_any_checkpoint_starts_again_and_keeps_the_old_lines(confi
     shutil.copytree(full / "dataflex", run / "dataflex")
     train({**settings, "output_dir": str(run)}, tmp_path)
     kinds = [line["kind"] for line in Ledger(run).lines()]
-    assert kinds == ["segment"] * 3 + ["end", "rollback"] + ["segment"] * 3 + ["end"]
+    assert kinds == ["segment"] * 3 + ["end", "rollback", "resume"] + ["segment"] * 2 + ["end"]
     assert_same_weights(full, run)
     assert decisions(full) == decisions(run)
+
+
+def test_the_batch_size_that_was_found_is_used_after_a_resume(config, tmp_path: Path) -> None:
+    settings = config(output_dir=str(tmp_path / "full"), **EVERY_CHECKPOINT)
+    full = train(settings, tmp_path)
+    assert Ledger(full).run()["score_batch_tokens"] == Ledger(full).segments()[1]["scoring"]["batch_tokens"]
+    run = cut_after(full, 4, tmp_path / "cut")
+    Ledger(run).update_run({"score_batch_tokens": 77})
+    train({**settings, "output_dir": str(run)}, tmp_path)
+    assert_same_weights(full, run)
+    later = [line["scoring"] for line in Ledger(run).segments().values() if line["start"] > 4 and line["scoring"]]
+    assert [scoring["batch_tokens"] for scoring in later] == [77] * len(later)
+    assert later
+
+
+@pytest.mark.parametrize("content", [None, b"", b"half a fi"], ids=["missing", "empty", "cut short"])
+def test_a_checkpoint_without_whole_random_streams_is_passed_over(config, tmp_path: Path, capsys, content) -> None:
+    settings = config(output_dir=str(tmp_path / "full"), **EVERY_CHECKPOINT)
+    full = train(settings, tmp_path)
+    run = cut_after(full, 6, tmp_path / "cut")
+    streams = run / "checkpoint-6" / "rng_state.pth"
+    if content is None:
+        streams.rename(streams.with_name("rng_state_1.pth"))  # another rank's
+    else:
+        streams.write_bytes(content)
+    train({**settings, "output_dir": str(run)}, tmp_path)
+    assert "checkpoint-6 lacks a rank's random state" in capsys.readouterr().out
+    assert_same_weights(full, run)
 
 
 def test_an_incomplete_checkpoint_is_passed_over(config, tmp_path: Path) -> None:

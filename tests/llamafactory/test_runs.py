@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from dataflex.core.errors import DataFlexError
 from dataflex.ledger.ledger import Ledger
@@ -143,6 +144,17 @@ def test_initial_losses_are_shared_between_equal_runs_and_never_with_others(conf
         "measured",
         "measured",
     ]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), SafetensorError("I/O error: No space left")], ids=repr)
+def test_a_cache_that_cannot_be_written_is_said_and_the_run_goes_on(config, tmp_path: Path, monkeypatch, capsys, error):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("dataflex.signals.cache.save_file", full)
+    run = train(config(), tmp_path)
+    assert "the initial losses could not be kept in" in capsys.readouterr().out
+    assert Ledger(run).lines()[-1]["kind"] == "end"
 
 
 def test_the_baseline_can_be_measured_before_the_warm_up(config, tmp_path: Path) -> None:

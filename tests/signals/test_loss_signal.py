@@ -152,6 +152,44 @@ def test_rows_that_are_more_than_text_are_measured_the_plain_way(llama, extra: d
         assert why_not == "rows are more than tokens and labels"
 
 
+def test_a_row_with_an_image_among_rows_of_text_keeps_its_image(llama) -> None:
+    """The fast path is checked on two rows only; it must not take every other row for text."""
+    rows = [{**row, "images": None} for row in ROWS]
+    rows[6] = {**ROWS[6], "images": ["x.png"]}
+    seen: list[set[str]] = []
+
+    class Spy(torch.nn.Module):
+        config = llama.config
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = llama
+
+        def get_output_embeddings(self):
+            return self.inner.get_output_embeddings()
+
+        def forward(self, pixel_values=None, **inputs):
+            seen.append({*inputs, *(["pixel_values"] if pixel_values is not None else [])})
+            return self.inner(**inputs)
+
+    def collate_with_images(features: list[dict]) -> dict[str, torch.Tensor]:
+        pictured = any(feature.pop("images", None) for feature in features)
+        return {**collate(features), **({"pixel_values": torch.zeros(1)} if pictured else {})}
+
+    signal = LossSignal(
+        model=Spy(),
+        features=lambda rows_B: [dict(rows[row]) for row in rows_B],
+        collate=collate_with_images,
+        to_device=lambda batch: batch,
+        autocast=nullcontext,
+    )
+    with torch.no_grad(), signal.engaged(np.array([1, 3])) as why_not:
+        assert why_not is None
+        values = torch.cat([signal.measure(signal.prepare(np.array(rows_B))) for rows_B in ([6, 7], [8, 9])])
+    assert ["pixel_values" in inputs for inputs in seen[-2:]] == [True, False]
+    np.testing.assert_allclose(mean_losses(values.numpy()), losses_one_by_one(llama, ROWS)[6:10], rtol=1e-5)
+
+
 def test_a_pool_without_a_row_to_score_is_no_crash(llama) -> None:
     signal = signal_of(llama, ROWS)
     with torch.no_grad(), signal.engaged(np.zeros(0, dtype=np.int64)) as why_not:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -285,3 +286,30 @@ def test_a_flipped_bit_in_the_values_is_not_served(cache: SignalCache) -> None:
     data[-2] ^= 1  # inside the last value
     path.write_bytes(bytes(data))
     assert cache.load(KEY) is None
+
+
+def test_the_scales_of_a_quantised_weight_count() -> None:
+    """As bitsandbytes keeps them: beside the parameter, once more quantised."""
+
+    def digest(scale: float, nested: float) -> str | None:
+        model = nn.Linear(4, 4)
+        model.weight = nn.Parameter(torch.zeros(8, dtype=torch.uint8), requires_grad=False)
+        nn.init.zeros_(model.bias)
+        state2 = SimpleNamespace(absmax=torch.tensor([nested]))
+        model.weight.quant_state = SimpleNamespace(
+            absmax=torch.tensor([scale]), offset=torch.tensor(0.5), state2=state2
+        )
+        return weights_digest(model)
+
+    assert digest(1.0, 2.0) == digest(1.0, 2.0)
+    assert len({digest(1.0, 2.0), digest(1.5, 2.0), digest(1.0, 2.5)}) == 3
+
+
+def test_weights_that_begin_in_the_middle_of_eight_bytes_have_the_same_hash() -> None:
+    values = torch.randn(16).to(torch.bfloat16)
+    shifted = torch.cat([torch.zeros(3, dtype=torch.bfloat16), values])[3:]
+    assert shifted.storage_offset() == 3
+    models = [nn.Module(), nn.Module()]
+    for model, tensor in zip(models, (values, shifted), strict=True):
+        model.register_buffer("x", tensor)
+    assert weights_digest(models[0]) == weights_digest(models[1])

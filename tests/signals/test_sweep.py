@@ -229,6 +229,20 @@ def test_after_memory_ran_out_the_pass_goes_on_with_smaller_batches_and_says_so(
     assert len({result.batch_tokens for result in results}) == 1, "the ranks agree on what to go on with"
 
 
+def test_what_did_not_fit_on_one_rank_is_counted_on_all() -> None:
+    lengths_N = np.full(64, 10)
+    signals = iter([NeedsMemory(lengths_N, 10**6), NeedsMemory(lengths_N, 100)])
+    results, _ = on_ranks(2, lambda: next(signals), lengths_N, np.arange(64), 160)
+    assert [result.num_out_of_memory for result in results] == [1, 1]
+
+
+def test_a_size_that_calibration_tried_in_vain_does_not_shrink_the_one_that_fits() -> None:
+    lengths_N = np.full(4000, 10)
+    result = sweep(NeedsMemory(lengths_N, 2048), lengths_N, np.arange(4000), ranks=Collective(device=CPU))
+    assert result.batch_tokens in CANDIDATES["cpu"]
+    assert result.batch_tokens <= 2048
+
+
 def test_a_size_that_did_not_fit_is_not_tried_again() -> None:
     lengths_N = np.full(64, 10)
     result = sweep(

@@ -107,6 +107,7 @@ class Run:
 
     def begin(self, checkpoint: Path | None = None, fingerprint: dict[str, Any] | None = None, **options: Any) -> Run:
         run = {"fingerprint": FINGERPRINT if fingerprint is None else fingerprint}
+        run |= {"base_weights": options.pop("base_weights", None)}
         options = {"overwrite": False, **options}
         self.curator.begin(
             run, {"row": np.arange(len(self.pool))}, checkpoint=checkpoint and str(checkpoint), **options

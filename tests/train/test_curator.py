@@ -263,8 +263,13 @@ def test_a_recorded_choice_is_made_again_unless_training_gave_other_losses(
         losses_N = losses_at(step)
         return (losses_N * (1 + noise * rng.standard_normal(len(losses_N)))).astype(np.float32)
 
+    killed = Run(tmp_path, method, losses=noisy).begin(tmp_path / "checkpoint-4")
+    next(killed.curator.rest_of_epoch(4))  # and again before it decides: what was rolled back is not forgotten
     resumed = Run(tmp_path, method, losses=noisy).begin(tmp_path / "checkpoint-4")
     resumed.train(4)
+    measured = [line for line in resumed.ledger.segments().values() if line["start"] > 4 and line["scoring"]]
+    # On other rows the run has other weights, whose losses may be near the old ones by chance.
+    assert ["decided_by" in line["scoring"] for line in measured] == [wins] * len(measured)
     assert (decisions(resumed.ledger) == wanted) == wins
     assert any("is decided anew" in sentence for sentence in resumed.said) != wins
     anew = [line for line in resumed.ledger.segments().values() if any("decided anew" in w for w in line["warnings"])]
@@ -353,10 +358,48 @@ def test_starting_again_without_a_checkpoint_rolls_the_old_lines_back(tmp_path: 
     first = Run(tmp_path, Random()).begin()
     trained = first.train()
     again = Run(tmp_path, Random()).begin()
-    assert again.ledger.segments() == {}
+    assert list(again.ledger.segments()) == [0], "decided from the very weights that the run begins with"
     assert again.train() == trained
     kinds = [line["kind"] for line in again.ledger.lines()]
-    assert kinds == ["segment"] * 6 + ["rollback"] + ["segment"] * 6
+    assert kinds == ["segment"] * 6 + ["rollback", "resume"] + ["segment"] * 5
+
+
+def test_starting_again_keeps_what_the_run_has_found_out(tmp_path: Path) -> None:
+    first = Run(tmp_path, Random()).begin(base_weights="b" * 64)
+    first.ledger.update_run({"score_batch_tokens": 777})
+    again = Run(tmp_path, Random()).begin(base_weights=None)  # it cannot be told now
+    assert again.ledger.run()["score_batch_tokens"] == 777
+    assert again.ledger.run()["base_weights"] == "b" * 64
+    with pytest.raises(ConfigError, match=r"the frozen weights .* \(hash bbbbbbbbbbbb then, cccccccccccc now\)"):
+        Run(tmp_path, Random()).begin(base_weights="c" * 64)
+
+
+def test_the_time_that_a_run_took_goes_on_after_a_resume(tmp_path: Path) -> None:
+    full = Run(tmp_path, DeltaLoss()).begin()
+    full.curator._seconds = {"choosing": 100.0, "running": 300.0}
+    full.train(after_step=full.save)
+    resumed = Run(tmp_path, DeltaLoss()).begin(tmp_path / "checkpoint-5")
+    resumed.checked_at = 5
+    resumed.train(5)
+    shares = [line["share_of_run"] for line in resumed.ledger.segments().values() if line["start"] > 5]
+    assert shares == pytest.approx([1 / 3] * len(shares), abs=0.02)
+
+
+def test_a_method_that_keeps_no_loss_is_decided_from_the_recorded_one(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Lowest(SelectorBase):
+        needs = frozenset({"loss"})
+
+        def select(self, state, signals, quota, progress, rng):
+            return Selection(rows_Q=np.argsort(signals["loss"], kind="stable")[:quota], decision="lowest"), state
+
+    full = Run(tmp_path, Lowest()).begin()
+    full.train(after_step=full.save)
+    assert "loss" in full.ledger.signals_of(full.ledger.segments()[2])
+    resumed = Run(tmp_path, Lowest()).begin(tmp_path / "checkpoint-5")
+    resumed.checked_at = 5
+    next(resumed.curator.rest_of_epoch(5))
+    assert resumed.measured == []
 
 
 def test_overwriting_moves_the_old_record_aside(tmp_path: Path) -> None:

@@ -26,6 +26,10 @@ def recorded_speed(run_dir: str) -> Speed:
         LedgerError: no record, or a damaged one.
     """
     ledger = Ledger(run_dir)
+    if not ledger.exists():
+        raise ConfigError(
+            f"{run_dir} holds no record of a run (dataflex/run.yaml); name the output_dir of one with --like"
+        )
     geometry = ledger.run().get("geometry", {})
     ends = [line for line in ledger.lines() if line["kind"] == "end"]
     end, cost = (ends[-1], ends[-1].get("choosing") or {}) if ends else ({}, {})

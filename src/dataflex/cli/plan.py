@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dataflex.cli.config import RunConfig, check_host_keys, read_config
-from dataflex.cli.forecast import forecast, recorded_speed
+from dataflex.cli.forecast import Speed, forecast, recorded_speed
 from dataflex.cli.train import launch_number
 from dataflex.core.draw import check_quota
 from dataflex.core.errors import ConfigError, shown
@@ -58,12 +58,13 @@ def plan(path: str, overrides: list[str], like: str | None = None) -> None:
         console.print("train_type is static: LLaMA-Factory trains as it is, nothing is chosen.", highlight=False)
         return
     llamafactory.refuse_config(config.host)
+    speed = recorded_speed(like) if like is not None else None
     geometry = _geometry(config.host, llamafactory.num_devices())
     pool = pool_size(config.host)
     run_plan = _segment_plan(config, geometry, pool)
     _check_quota(config.selector, run_plan, geometry, pool)
     _print_segments(console, config, run_plan, geometry, pool)
-    _print_cost(console, config, run_plan, geometry, pool, like)
+    _print_cost(console, config, run_plan, geometry, pool, speed)
     warning = unguided(Method(name=config.method_name, selector=config.selector), run_plan)
     if warning:
         console.print(f"Note: {warning}.", highlight=False, markup=False)
@@ -140,7 +141,7 @@ def _print_cost(
     run_plan: SegmentPlan,
     geometry: Geometry,
     pool: PoolSize,
-    like: str | None,
+    speed: Speed | None,
 ) -> None:
     passes = _num_passes(config.selector, run_plan)
     if passes == 0:
@@ -160,10 +161,10 @@ def _print_cost(
         highlight=False,
         markup=False,
     )
-    if like is None:
+    if speed is None:
         console.print("How long that takes: --like RUN_DIR, an earlier run on this machine.", highlight=False)
     else:
-        sentence = forecast(recorded_speed(like), num_passes=passes, num_rows=counted, num_samples=trained)
+        sentence = forecast(speed, num_passes=passes, num_rows=counted, num_samples=trained)
         console.print(sentence, highlight=False, markup=False)
 
 

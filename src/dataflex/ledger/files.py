@@ -30,7 +30,9 @@ def out_of_space(error: BaseException, directory: Path) -> bool:
     text = str(error)
     if "No space left" in text or "os error 28" in text or "Disk quota" in text:
         return True
-    return isinstance(error, RuntimeError) and "write" in text and shutil.disk_usage(directory).free < 1 << 20
+    if not isinstance(error, RuntimeError) or "write" not in text or not directory.is_dir():
+        return False
+    return shutil.disk_usage(directory).free < 1 << 20
 
 
 @contextlib.contextmanager

@@ -109,10 +109,11 @@ class Ledger:
         if "signals" not in line["sha256"]:
             return {}
         path = self.array_path("signals", line["segment"])
-        columns = read_columns(path)
-        if array_digest(columns) != line["sha256"]["signals"]:
-            raise LedgerError(f"{path} does not match its ledger line; {RESTORE}")
-        return columns
+        for kept in (*sorted(path.parent.glob(f"{path.stem}{ROLLED_BACK}*.parquet")), path):
+            columns = read_columns(kept)
+            if array_digest(columns) == line["sha256"]["signals"]:
+                return columns
+        raise LedgerError(f"{path} does not match its ledger line; {RESTORE}")
 
     def array_path(self, directory: str, segment: int) -> Path:
         """The file of a segment's arrays in ``segments`` or ``signals``."""

@@ -96,6 +96,7 @@ SEGMENT = {
     "seconds": NUMBERS,
     "share_of_run": SHARE,
     "versions": MAPPING,
+    "trained": HASH,
     "sha256": Field(lambda v: isinstance(v, dict) and "rows" in v and all(map(_is_hash, v.values())), "sha256 values"),
     "previous": HASH,
 }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,8 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from dataflex.signals.adapter import canonical_name
+
+CHUNK = 1 << 22  # words summed at a time: bounds the copies to 32 MiB each
 
 
 class SignalCache:
@@ -87,23 +90,40 @@ def weights_digest(model: nn.Module, part: Literal["all", "base", "frozen"] = "a
             return None
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
         digest.update(f"{_tensor_sums(tensor.detach())};".encode())
+        for scales in _scales_of(tensor):
+            digest.update(f"{_tensor_sums(scales.detach())};".encode())
     return digest.hexdigest()
+
+
+def _scales_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Scales of a weight that bitsandbytes quantised (QLoRA): they lie beside it, not among the parameters."""
+    state = getattr(tensor, "quant_state", None)
+    while state is not None:
+        yield from (scales for name in ("absmax", "offset") if torch.is_tensor(scales := getattr(state, name, None)))
+        state = getattr(state, "state2", None)
 
 
 def _tensor_sums(tensor: torch.Tensor) -> tuple[int, int]:
     """Sum of the tensor's words as integers, plain and weighted by a scramble of their position, modulo 2**64."""
     flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).contiguous().view(-1)
-    word = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
-    words = flat.view(word) if flat.dtype != torch.bool else flat.to(torch.uint8)
+    flat = flat.view(torch.uint8) if flat.dtype == torch.bool else flat
+    # Eight bytes at a time where they are whole; a view may begin in the middle of eight.
+    size = 8 if flat.numel() * flat.element_size() % 8 == 0 else flat.element_size()
+    flat = flat.clone() if flat.storage_offset() * flat.element_size() % size else flat
+    words = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
     plain = weighted = 0
-    step = 1 << 22  # bounds the int64 copies to 32 MiB each
-    for start in range(0, words.numel(), step):
-        chunk = words[start : start + step].to(torch.int64)
-        position = torch.arange(start + 1, start + 1 + len(chunk), device=chunk.device)
-        # Not linear in the position: 1 + 4 = 2 + 3, so that a mask would have the sum of its mirror image.
-        weight = position * 0x9E3779B97F4A7C1
-        weight = (weight ^ (weight >> 29)) * 0x5851F42D4C957F2
-        weight = weight ^ (weight >> 32)
+    weights = _scramble(min(CHUNK, words.numel()), str(words.device))
+    for number, start in enumerate(range(0, words.numel(), CHUNK)):
+        chunk = words[start : start + CHUNK].to(torch.int64)
         plain += int(chunk.sum())
-        weighted += int((chunk * weight).sum())
+        # An odd factor of the chunk's own, so that chunks cannot change places.
+        weighted += int((chunk * weights[: len(chunk)]).sum()) * (number * 0x9E3779B97F4A7C16 + 1)
     return plain % 2**64, weighted % 2**64
+
+
+@functools.lru_cache(maxsize=1)
+def _scramble(size: int, device: str) -> torch.Tensor:
+    """Weights by position. Not linear in it: 1 + 4 = 2 + 3, so that a mask would have the sum of its mirror image."""
+    weights = torch.arange(1, size + 1, device=device) * 0x9E3779B97F4A7C1
+    weights = (weights ^ (weights >> 29)) * 0x5851F42D4C957F2
+    return weights ^ (weights >> 32)

@@ -120,14 +120,14 @@ class LossSignal:
 
     def prepare(self, rows_B: np.ndarray) -> dict[str, Any]:
         features = self._features(rows_B)
-        if self.is_fast and all(np.all(f.get("attention_mask", 1)) for f in features):
+        if self.is_fast and all(np.all(f.get("attention_mask", 1)) and not _others(f) for f in features):
             return pad_right([f["input_ids"] for f in features], [f["labels"] for f in features])
         return dict(self._collate(features))
 
     def measure(self, batch: dict[str, Any]) -> torch.Tensor:
         inputs = dict(self._to_device(batch))
         labels_BxT = inputs.pop("labels")
-        if self._head is not None:
+        if self._head is not None and set(inputs) <= TEXT_KEYS:
             fast = self._head.losses(lambda: self._forward(inputs), labels_BxT)
             if fast is None:
                 raise ValueError("the hidden states did not reach the head as one tensor of samples x positions")
@@ -151,9 +151,16 @@ def rows_to_check(lengths_N: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def is_text(features: list[dict[str, Any]], batch: dict[str, Any]) -> bool:
     """True when rows are nothing but tokens and labels, and the host's collator adds nothing to them."""
-    others_are_empty = all(not value for feature in features for key, value in feature.items() if key not in TEXT_KEYS)
+    others_are_empty = not any(_others(feature) for feature in features)
     has_labels = all("labels" in feature for feature in features)
     return others_are_empty and has_labels and set(batch) <= TEXT_KEYS
+
+
+def _others(feature: dict[str, Any]) -> bool:
+    """True when a row has more than tokens and labels, such as an image."""
+    return any(
+        value is not None and len(np.atleast_1d(value)) for key, value in feature.items() if key not in TEXT_KEYS
+    )
 
 
 def pad_right(ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:

@@ -35,7 +35,7 @@ class Sweep:
     num_tokens: int  # without padding
     seconds: float
     batch_tokens: int  # padded tokens of one batch: calibrated or given, less after memory ran out
-    num_out_of_memory: int  # batches of this rank that were halved
+    num_out_of_memory: int  # batches that were halved, on all ranks
 
 
 def raise_alone(failure: BaseException | None) -> None:
@@ -91,8 +91,9 @@ def sweep(
     rest = rows
     if batch_tokens is None:
         batch_tokens, rest = _calibrate(shard, lengths_N, rows)
+    num_probes_failed = shard.num_out_of_memory  # calibration may try what does not fit
     shard.measure(batches_by_length(lengths_N, rest, batch_tokens, forward_tokens(ranks.device.type)))
-    if shard.any_rank(shard.num_out_of_memory > 0):
+    if shard.any_rank(shard.num_out_of_memory > num_probes_failed):
         batch_tokens = min(batch_tokens, shard.smallest_limit() // 2)
     return Sweep(
         values_NxC=shard.gathered(len(lengths_N)),
@@ -100,7 +101,7 @@ def sweep(
         num_tokens=int(lengths_N[rows].sum()) if len(rows) else 0,
         seconds=time.perf_counter() - started,
         batch_tokens=batch_tokens,
-        num_out_of_memory=shard.num_out_of_memory,
+        num_out_of_memory=shard.total_out_of_memory(),
     )
 
 
@@ -239,6 +240,10 @@ class _Shard:
     def any_rank(self, condition: bool) -> bool:
         """True on every rank when it is true on one (collective)."""
         return bool(self.ranks.gather(torch.tensor([int(condition)])).any())
+
+    def total_out_of_memory(self) -> int:
+        """Batches that did not fit, over all ranks (collective)."""
+        return int(self.ranks.gather(torch.tensor([self.num_out_of_memory])).sum())
 
     def smallest_limit(self) -> int:
         """The limit of the rank with the least memory (collective)."""

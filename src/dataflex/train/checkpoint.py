@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.ledger.files import write_atomic
 
 STATE_FILE = "dataflex_state.safetensors"
+MARKS = (TRAINER_STATE_NAME, STATE_FILE)  # without either a checkpoint is not complete
 
 
 def write_state(checkpoint: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
@@ -54,6 +57,14 @@ def read_state(checkpoint: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         raise ConfigError(f"{path} is damaged ({error}); resume from another checkpoint") from error
 
 
+def _rng_files(world_size: int) -> list[str]:
+    """Files of the ranks' random streams that this machine must have; the Trainer writes them without a barrier."""
+    if world_size == 1:
+        return ["rng_state.pth"]
+    here = min(world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+    return [f"rng_state_{rank}.pth" for rank in range(here)]
+
+
 def newest_complete_checkpoint(
     output_dir: str, why_not: Callable[[Mapping[str, Any]], str | None], say: Callable[[str], None]
 ) -> str | None:
@@ -77,6 +88,9 @@ def newest_complete_checkpoint(
             continue
         if not list(path.glob("rng_state*.pth")):
             say(f"{path} holds no optimizer state (save_only_model: true) and is passed over")
+            continue
+        if not all(zipfile.is_zipfile(path / name) for name in _rng_files(int(meta.get("world_size", 1)))):
+            say(f"{path} lacks a rank's random state (killed while it was written) and is passed over")
             continue
         reason = why_not(meta)
         if reason is not None:

@@ -15,6 +15,7 @@ from dataflex.core.order import Geometry
 from dataflex.core.plan import Schedule, SegmentPlan
 from dataflex.train.decide import decide
 from dataflex.train.describe import cost_of_choosing, describe
+from dataflex.train.former import Former
 from dataflex.train.line import segment_line
 from dataflex.train.mixin import DynamicDataMixin
 from dataflex.train.pool import Pool
@@ -104,6 +105,7 @@ class ChooseOnceMixin(DynamicDataMixin):
             seconds={"total": now - began, "select": now - chose},
             share_of_run=1.0,
             versions=versions(),
+            trained=Former(self._ledger).trained_digest(0),
         )
         self._keep(line, rows_Q, columns_N)
         raise Chosen(Choice(rows_Q=rows_Q, columns_N=columns_N))

@@ -19,7 +19,7 @@ from dataflex.core.segment import Progress, Segment
 from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.groups import Groups
 from dataflex.ledger.ledger import Ledger
-from dataflex.train.checkpoint import STATE_FILE, TRAINER_STATE_NAME, read_state, write_state
+from dataflex.train.checkpoint import MARKS, STATE_FILE, read_state, write_state
 from dataflex.train.decide import decide
 from dataflex.train.describe import cost_of_choosing, describe, describe_cost
 from dataflex.train.former import Former, difference
@@ -175,12 +175,13 @@ class Curator:
 
         A complete line wins: a choice that was recorded is made again in spite of another order of summation.
         """
-        line = self._former.rolled_back(segment.index)
+        line = self._former.rolled_back(segment.index, segment.start)
         recorded = self._former.signals(line).get("loss")
         if line is None or recorded is None:
             return measured.values, []
         apart = difference(recorded, measured.values, measured.tolerance)
         if apart is None:
+            measured.cost["decided_by"] = "the losses recorded before the interruption"
             return recorded, []
         return measured.values, [
             f"training up to step {segment.start} again gave other losses than before the interruption (row "
@@ -233,6 +234,7 @@ class Curator:
             seconds={"total": now - began, "select": now - chose},
             share_of_run=self._seconds["choosing"] / max(self._running(), 1e-9),
             versions=self._versions,
+            trained=self._former.trained_digest(segment.start),
         )
         recorded = self._former.in_force(segment.index)
         if recorded is not None:
@@ -286,22 +288,28 @@ class Curator:
             step = self._restore(Path(checkpoint), run["fingerprint"])
             self._same_base(run)
             self._say(f"going on after step {step}, from {checkpoint}")
-            self._former.roll_back(step, self.plan)
-            self._ledger.note(
-                {"kind": "resume", "step": step, "geometry": dict(vars(self.geometry)), "versions": self._versions}
-            )
+            self._go_on_from(step)
             return
         found = self._ledger.claim(run["fingerprint"], overwrite=overwrite)
         if found == "replace":
             self._say(f"the record of an earlier run was moved to {self._ledger.move_aside()}")
+        # One record, one id: checkpoints of an earlier run in the same directory must not be taken for this one's.
+        self._run_id = uuid.uuid4().hex
         if found == "continue":
             self._same_base(run)
-        # One record, one id: checkpoints of an earlier run in the same directory must not be taken for this one's.
-        self._run_id = self._ledger.run_id() if found == "continue" else uuid.uuid4().hex
-        self._ledger.begin({"run_id": self._run_id, **run}, rows)
+            self._run_id = self._ledger.run_id()
+            # What the run has found out, such as its batch size, stays; what cannot be told now is what it was.
+            run = {**self._ledger.run(), **{key: value for key, value in run.items() if value is not None}}
+        self._ledger.begin({**run, "run_id": self._run_id}, rows)
         if self._ledger.segments():
-            self._ledger.rollback(0, "no checkpoint had been saved: the run starts again")
-            self._say("no checkpoint had been saved: the run starts again, its earlier ledger lines are rolled back")
+            self._say("no checkpoint had been saved: the run starts again from its first step")
+            self._go_on_from(0)
+
+    def _go_on_from(self, step: int) -> None:
+        self._former.roll_back(step, self.plan)
+        self._ledger.note(
+            {"kind": "resume", "step": step, "geometry": dict(vars(self.geometry)), "versions": self._versions}
+        )
 
     def _same_base(self, run: Mapping[str, Any]) -> None:
         """Checkpoints of an adapter hold the adapter only: its base model must be the one it was trained on."""
@@ -317,12 +325,13 @@ class Curator:
         return self._former.why_not(meta)
 
     def end(self, step: int, best_checkpoint: str | None) -> None:
-        """Record where training stopped, and what choosing cost (rank 0).
+        """Record where training stopped, and what choosing cost.
 
         Early stopping may leave the last segment's rest untrained.
         """
-        if not self.ranks.is_main:
-            return
+        self.ranks.from_main(lambda: self._end(step, best_checkpoint))
+
+    def _end(self, step: int, best_checkpoint: str | None) -> None:
         seconds = {**self._seconds, "running": self._running()}
         cost = cost_of_choosing(self._ledger.lines(), seconds)
         self._ledger.note(
@@ -331,15 +340,14 @@ class Curator:
         self._say(describe_cost(cost, seconds["running"]))
 
     def clear(self, checkpoint: Path) -> None:
-        """Take the marks of completeness off a folder that is about to be written again (rank 0)."""
-        if self.ranks.is_main:
-            for name in (TRAINER_STATE_NAME, STATE_FILE):
-                (checkpoint / name).unlink(missing_ok=True)
+        """Take the marks of completeness off a folder that is about to be written again."""
+        self.ranks.from_main(lambda: [(checkpoint / name).unlink(missing_ok=True) for name in MARKS] and None)
 
     def save(self, checkpoint: Path, step: int, fingerprint: Mapping[str, Any]) -> None:
-        """Write the state that a resume needs into a checkpoint folder (rank 0; atomic)."""
-        if not self.ranks.is_main:
-            return
+        """Write the state that a resume needs into a checkpoint folder (atomic)."""
+        self.ranks.from_main(lambda: self._save(checkpoint, step, fingerprint))
+
+    def _save(self, checkpoint: Path, step: int, fingerprint: Mapping[str, Any]) -> None:
         arrays = {f"state.{name}": values for name, values in self._state.items()}
         arrays |= {"times_trained_N": self._times_trained_N, "scorable_N": self._scorable_N}
         meta = {
@@ -347,13 +355,14 @@ class Curator:
             "run_id": self._run_id,
             "trained": self._former.trained_digest(step),
             "fingerprint": fingerprint,
+            "world_size": self.geometry.world_size,
             "seconds": {**self._seconds, "running": self._running()},
         }
         write_state(checkpoint, arrays, meta)
 
     def _restore(self, checkpoint: Path, fingerprint: Mapping[str, Any]) -> int:
         arrays, meta = read_state(checkpoint)
-        expected = {"step", "run_id", "trained", "fingerprint", "seconds"} <= meta.keys()
+        expected = {"step", "run_id", "trained", "fingerprint", "world_size", "seconds"} <= meta.keys()
         if not expected or not {"times_trained_N", "scorable_N"} <= arrays.keys():
             raise ConfigError(
                 f"{checkpoint / STATE_FILE} is damaged: a part is missing; resume from another checkpoint"

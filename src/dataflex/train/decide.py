@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ def decide(
         return Selection(rows_Q=rows_Q, decision="warm-up", ordered=True, columns_N=columns_N), rows_Q, state
     rng = segment_rng(seed, progress.segment, "select")
     selection, state = selector.select(state, signals, quota, progress, rng)
+    if "loss" in signals:  # on record, whatever the method keeps: a resume decides from it again
+        selection = replace(selection, columns_N={"loss": signals["loss"], **selection.columns_N})
     rows_Q = selection.rows_Q
     if not selection.ordered:
         rows_Q = rows_Q[np.argsort(segment_rng(seed, progress.segment, "order").random(len(rows_Q)))]

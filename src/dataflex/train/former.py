@@ -29,7 +29,6 @@ class Former:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._in_force: Mapping[str, Any] | None = None
-        self._rolled_back: dict[int, Mapping[str, Any]] = {}
 
     # which checkpoint may be resumed
 
@@ -67,10 +66,9 @@ class Former:
 
     def roll_back(self, step: int, plan: SegmentPlan) -> None:
         """Cancel the lines of weights that no longer exist; keep the one decided from exactly these weights."""
-        later = {k: line for k, line in self._ledger.segments().items() if line["start"] > step}
+        later = [k for k, line in self._ledger.segments().items() if line["start"] > step]
         if later:
             self._ledger.rollback(min(later), f"resumed from step {step}")
-        self._rolled_back = dict(later)
         if step < plan.num_steps:
             segment = plan.segment_at(step)
             if segment.start == step:
@@ -80,15 +78,19 @@ class Former:
         """The line of this segment, if it was decided from the present weights."""
         return self._in_force if self._in_force and self._in_force["segment"] == segment else None
 
-    def rolled_back(self, segment: int) -> Mapping[str, Any] | None:
-        """The cancelled line of this segment, decided from weights that have been trained again."""
-        return self._rolled_back.get(segment)
+    def rolled_back(self, segment: int, step: int) -> Mapping[str, Any] | None:
+        """The last cancelled line of this segment that was decided after training on the same rows, if any.
+
+        One from a branch that was trained on other rows says nothing of the present weights.
+        """
+        cancelled = [line for line in self._ledger.lines() if line["kind"] == "segment" and line["segment"] == segment]
+        same = [line for line in cancelled if line["trained"] == self.trained_digest(step)] if cancelled else []
+        return same[-1] if same else None
 
     def done_with(self, segment: int) -> None:
-        """Forget the lines of a segment that is decided."""
+        """Forget the line of a segment that is decided."""
         if self.in_force(segment):
             self._in_force = None
-        self._rolled_back.pop(segment, None)
 
     def signals(self, line: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
         """The recorded columns of a line."""

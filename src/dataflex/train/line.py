@@ -25,6 +25,7 @@ def segment_line(
     seconds: Mapping[str, float],
     share_of_run: float,
     versions: Mapping[str, str],
+    trained: str,
 ) -> dict[str, Any]:
     """The ledger line of one segment, without what the ledger adds.
 
@@ -34,6 +35,7 @@ def segment_line(
         scoring: the cost of the pass, empty where there was none.
         seconds: what the decision took.
         share_of_run: share of the run's time so far that choosing took.
+        trained: hash of the rows that were trained before.
     """
     return {
         "segment": segment.index,
@@ -55,4 +57,5 @@ def segment_line(
         "seconds": dict(seconds),
         "share_of_run": share_of_run,
         "versions": dict(versions),
+        "trained": trained,
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from accelerate.utils import send_to_device
+from safetensors import SafetensorError
 
 from dataflex.algorithms.base import SIGNALS, Progress
 from dataflex.core.errors import ConfigError, LedgerError
@@ -20,7 +21,7 @@ from dataflex.signals.cache import SignalCache, weights_digest
 from dataflex.signals.file import read_scores
 from dataflex.signals.loss import LossSignal, mean_losses, rows_to_check
 from dataflex.signals.sweep import Collective, Sweep, sweep
-from dataflex.train.pool import Pool
+from dataflex.train.pool import Pool, holds_media
 from dataflex.train.progress import PassProgress
 from dataflex.train.ranks import Ranks
 
@@ -96,8 +97,9 @@ class Measurer:
         if key is not None and self._ranks.is_main:
             try:
                 self._cache.save(key, measured.values)
-            except OSError as error:  # a cache is a convenience
-                self._say(f"the initial losses could not be kept in {self._cache.directory} ({error.strerror}): go on")
+            except (OSError, SafetensorError) as error:  # a cache is a convenience
+                reason = " ".join(str(error).split())
+                self._say(f"the initial losses could not be kept in {self._cache.directory} ({reason}): go on")
         return measured
 
     def spot_check(self, rows_R: np.ndarray) -> Measured:
@@ -138,7 +140,7 @@ class Measurer:
         with progress, undisturbed(signal.model):
             with nullcontext() if sharded else self._ranks.together():
                 signal.check(to_check)
-            signal.verdict = self._ranks.from_main(lambda: signal.verdict)  # one way on all ranks
+            signal.verdict = self._ranks.first_text(signal.verdict or "")  # one way on all ranks
             with signal.engaged(to_check) as why_not:
                 result = sweep(
                     signal, pool.info.num_tokens_N, rows, ranks=ranks, batch_tokens=budget, advance=progress.advance
@@ -182,16 +184,15 @@ class Measurer:
 
     def _keep_budget(self, found: int, known: int | None) -> None:
         """Keep the batch size for later passes and resumes."""
-        if self._ranks.is_main and found != known and self._batch_tokens is None:
-            self._ledger.update_run({"score_batch_tokens": found})
+        if found != known and self._batch_tokens is None:
+            self._ranks.from_main(lambda: self._ledger.update_run({"score_batch_tokens": found}))
 
     def _cache_key(self, *, at_base: bool) -> dict[str, str] | None:
         """Everything the losses depend on; the tokens and labels stand for tokenizer, template and cutoff."""
         trainer = self._trainer
-        pictured = any(
-            fetch(trainer.train_dataset, np.array([0]))[0].get(key) for key in ("images", "videos", "audios")
-        )
-        if trainer.is_fsdp_enabled or pictured:  # a part of the weights only; more in a row than its tokens tell
+        if trainer.is_fsdp_enabled or holds_media(
+            trainer.train_dataset
+        ):  # a part of the weights only; more in a row than its tokens tell
             return None
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
         weights = weights_digest(model, "base" if at_base else "all")

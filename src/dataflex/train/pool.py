@@ -14,6 +14,7 @@ from dataflex.algorithms.base import PoolInfo
 from dataflex.core.errors import ConfigError
 
 IGNORE_INDEX = -100
+MEDIA = ("images", "videos", "audios")
 BLOCK = 1000  # rows read at a time
 
 
@@ -48,6 +49,25 @@ def read_pool(dataset: Any) -> Pool:
         num_label_tokens.append(labels.counted())
     info = PoolInfo(num_tokens_N=np.concatenate(num_tokens), num_label_tokens_N=np.concatenate(num_label_tokens))
     return Pool(info=info, digest=digest.hexdigest())
+
+
+def holds_media(dataset: Any) -> bool:
+    """True when any row has an image, a video or a sound: more than its tokens tell."""
+    names = [name for name in MEDIA if name in (getattr(dataset, "column_names", None) or list(dataset[0]))]
+    if not names:
+        return False
+    if hasattr(dataset, "with_format"):
+        tables = dataset.with_format("arrow", columns=names).iter(batch_size=BLOCK)
+        columns = (table[name] for table in tables for name in names)
+        return any(_is_filled(column) for column in columns)
+    return any(row.get(name) for row in (dataset[i] for i in range(len(dataset))) for name in names)
+
+
+def _is_filled(column: pa.ChunkedArray) -> bool:
+    """True when a value is neither null nor an empty list."""
+    if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
+        return column.null_count < len(column)
+    return any(len(chunk.flatten()) > 0 for chunk in column.chunks)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,15 @@ class Ranks:
             dist.all_gather(parts, mine, group=self._group)
         return torch.cat(parts)
 
+    def first_text(self, text: str) -> str:
+        """The first text that is not empty, by rank; "" when all are."""
+        texts: list[str | None] = [text]
+        if self.world_size > 1:
+            texts = [None] * self.world_size
+            with self._in_contact():
+                dist.all_gather_object(texts, text, group=self._group)
+        return next((found for found in texts if found), "")
+
     def raise_together(self, failure: BaseException | None) -> None:
         """Raise on every rank when one failed: its own error there, its sentence on the others."""
         if self.world_size == 1:
