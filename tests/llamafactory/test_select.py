@@ -120,6 +120,18 @@ def test_methods_without_a_model_pass_choose_as_they_are(choose, tmp_path: Path)
     assert audit([str(tmp_path / "random.jsonl.record")], False) == 0
 
 
+def test_listed_rows_are_written_and_a_replay_is_refused(choose, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text("[9, 2, 30, 4]")
+    presets = tmp_path / "presets.yaml"
+    listed = {"name": "static", "params": {"path": str(tmp_path / "rows.json")}}
+    again = {"name": "replay", "params": {"path": str(tmp_path)}}
+    presets.write_text(json.dumps({"listed": listed, "again": again}))
+    rows = choose(component_name="listed", components_cfg_file=str(presets), take=3)
+    assert [row["dataflex_row"] for row in rows] == [9, 2, 30]
+    with pytest.raises(ConfigError, match="replay repeats what another run chose"):
+        choose("again.jsonl", component_name="again", components_cfg_file=str(presets))
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

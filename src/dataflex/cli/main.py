@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -158,7 +159,8 @@ def _end_output() -> None:
         from dataflex.train.progress import close_bars
 
         close_bars()
-    sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError):  # who read it has gone
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
