@@ -102,7 +102,7 @@ def plant(fault: str) -> None:
     def tampered(self, work):
         result = from_main(self, work)
         if isinstance(result, tuple) and isinstance(result[1], np.ndarray) and len(result[1]) == 8:
-            return result[0], result[1][::-1].copy()
+            return result[0], result[1][::-1].copy(), *result[2:]
         return result
 
     if fault == "other decision":
