@@ -252,3 +252,12 @@ def test_a_run_under_way_shows_its_newest_own_checkpoint_and_what_was_logged_sin
     lines = [{"current_steps": 10, "loss": 7.0}, {"current_steps": 15, "loss": 1.25}]
     (run.output_dir / "trainer_log.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"current_st')
     assert one(run)["losses"] == {"loss": [[10, 2.0], [15, 1.25]]}
+
+
+def test_the_cost_is_that_of_the_whole_run_once_it_has_ended(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run").decide(3)
+    before = one(run)["summary"]
+    assert (before["share_of_run"], before["choosing_seconds"]) == (0.4, 7.5), "as of the last decision"
+    run.ledger.note({"kind": "end", "step": 15, "choosing": {"share_of_run": 0.25, "seconds": 8.5}})
+    after = one(run)["summary"]
+    assert (after["share_of_run"], after["choosing_seconds"]) == (0.25, 8.5)

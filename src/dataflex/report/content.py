@@ -132,6 +132,8 @@ def summary(record: Record, total: Tally) -> dict[str, Any]:
     lines = record.segments
     scorings = [mapping(line.get("scoring")) for line in lines]
     measured = [scoring for scoring in scorings if scoring.get("source") == "measured"]
+    ended = record.lines[-1] if record.lines and record.lines[-1]["kind"] == "end" else {}
+    cost = mapping(ended.get("choosing"))  # of the whole run: until then it is that of its last decision
     return {
         "num_rows": len(total.times_N),
         "num_segments": len(lines),
@@ -140,8 +142,10 @@ def summary(record: Record, total: Tally) -> dict[str, Any]:
         "num_trained": int(total.times_N.sum()),
         "num_guided_trained": int(total.guided_times_N.sum()),
         "num_distinct": int(np.count_nonzero(total.times_N)),
-        "share_of_run": lines[-1].get("share_of_run") if lines else None,
-        "choosing_seconds": sum(mapping(line.get("seconds")).get("total") or 0.0 for line in lines),
+        "share_of_run": cost.get("share_of_run", lines[-1].get("share_of_run") if lines else None),
+        "choosing_seconds": cost.get(
+            "seconds", sum(mapping(line.get("seconds")).get("total") or 0.0 for line in lines)
+        ),
         "num_passes": len(measured),
         "scored_rows": sum(scoring.get("num_rows") or 0 for scoring in measured),
         "scored_tokens": sum(scoring.get("num_tokens") or 0 for scoring in measured),
