@@ -18,9 +18,9 @@ from dataflex.signals.batches import batches_by_length, forward_tokens
 
 # Padded tokens of one batch that calibration may try, and the one it begins with. A CPU is fastest while a batch fits
 # its cache, an accelerator once it is full.
-CANDIDATES = {"cpu": (128, 256, 512, 1024, 2048, 4096)}
+CANDIDATES = {"cpu": (128, 256, 512, 1024, 1536, 2048, 4096)}
 CANDIDATES_ACCELERATOR = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
-FIRST_CANDIDATE = {"cpu": 2048}
+FIRST_CANDIDATE = {"cpu": 1536}
 FIRST_CANDIDATE_ACCELERATOR = 16384
 # Another batch size must be this much faster than the present one to be taken: smaller differences are noise.
 WORTHWHILE = 1.03
