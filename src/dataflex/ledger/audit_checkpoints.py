@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 from dataflex.ledger.findings import Finding, damage
 from dataflex.ledger.history import FILE, History
+from dataflex.ledger.trained import STATE_FILE, trained_digest
 
-STATE_FILE = "dataflex_state.safetensors"
 MOST_HEADER = 2**24  # bytes of a header that is read
 
 
@@ -19,6 +18,7 @@ def audit_checkpoints(output_dir: Path, run_id: str | None, history: History) ->
     """Yield what contradicts the checkpoints of this very run; after a rollback they may be of an older branch."""
     if run_id is None or history.of_kind("rollback"):
         return
+    in_force = {segment: entry.content for segment, entry in history.in_force.items()}
     for path in sorted(output_dir.glob(f"checkpoint-*/{STATE_FILE}")):
         state = _state(path)
         step = state.get("step")
@@ -29,15 +29,8 @@ def audit_checkpoints(output_dir: Path, run_id: str | None, history: History) ->
             yield damage(
                 FILE, f"it reaches step {history.num_steps}, but {name} was trained to step {step}: lines are missing"
             )
-        elif "trained" in state and state["trained"] != trained_digest(history, step):
+        elif "trained" in state and state["trained"] != trained_digest(in_force, step):
             yield damage(FILE, f"{name} was trained on other rows up to step {step} than are recorded")
-
-
-def trained_digest(history: History, step: int) -> str:
-    """Hash of the rows of all segments that start before ``step``, as a checkpoint keeps it."""
-    lines = [entry.content for _, entry in sorted(history.in_force.items())]
-    rows = [line["sha256"]["rows"] for line in lines if line["start"] < step]
-    return hashlib.sha256(" ".join(rows).encode()).hexdigest()
 
 
 def _state(path: Path) -> Mapping[str, Any]:

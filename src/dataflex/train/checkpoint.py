@@ -17,8 +17,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.ledger.files import write_atomic
+from dataflex.ledger.trained import STATE_FILE
 
-STATE_FILE = "dataflex_state.safetensors"
 MARKS = (TRAINER_STATE_NAME, STATE_FILE)  # without either a checkpoint is not complete
 
 

@@ -143,9 +143,8 @@ class Curator:
                 measured = self._measure(name, progress)
                 signals[name] = measured.values
                 scoring = scoring or measured.cost
-                if name == "loss" and self.ranks.is_main:
-                    signals[name], said = self._compared(segment, measured)
-                    warnings += said
+                if name == "loss":
+                    warnings += self.ranks.from_main(lambda m=measured: self._compare(segment, m, signals))
         # In the host's own order nothing is chosen: every rank knows the rows, rank 0 records them.
         epoch_rows = self._host_order(segment.cycle) if selector.follows_host else None
         line, rows_Q, numbers = self.ranks.from_main(
@@ -170,20 +169,24 @@ class Curator:
         again = self._spot_check(rows_R)
         self.ranks.from_main(lambda: self._former.verify_losses(line or {}, rows_R, again, self._versions))
 
-    def _compared(self, segment: Segment, measured: Measured) -> tuple[np.ndarray, list[str]]:
-        """The recorded losses of a line that was rolled back, where the steps before it gave the same again (rank 0).
+    def _compare(self, segment: Segment, measured: Measured, signals: dict[str, np.ndarray]) -> list[str]:
+        """Take the losses that a rolled-back line recorded, where the steps before it gave the same again (rank 0).
 
         A complete line wins: a choice that was recorded is made again in spite of another order of summation.
+
+        Returns:
+            What is to be said.
         """
         line = self._former.rolled_back(segment.index, segment.start)
         recorded = self._former.signals(line).get("loss")
         if line is None or recorded is None:
-            return measured.values, []
+            return []
         apart = difference(recorded, measured.values, measured.tolerance)
         if apart is None:
             measured.cost["decided_by"] = "the losses recorded before the interruption"
-            return recorded, []
-        return measured.values, [
+            signals["loss"] = recorded
+            return []
+        return [
             f"training up to step {segment.start} again gave other losses than before the interruption (row "
             f"{apart.position}: {apart.then:.6g} then, {apart.now:.6g} now): segment {segment.index} is decided anew"
         ]

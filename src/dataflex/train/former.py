@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from dataflex.core.errors import LedgerError
 from dataflex.core.plan import SegmentPlan
 from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.ledger import Ledger
+from dataflex.ledger.trained import trained_digest
 from dataflex.train.measure import Measured
 
 SAMPLED = 32  # rows whose losses are measured again after a resume
@@ -58,9 +58,7 @@ class Former:
 
     def trained_digest(self, step: int) -> str:
         """Hash of the rows of all segments that start before ``step``."""
-        lines = sorted(self._ledger.segments().items())
-        rows = [line["sha256"]["rows"] for _, line in lines if line["start"] < step]
-        return hashlib.sha256(" ".join(rows).encode()).hexdigest()
+        return trained_digest(self._ledger.segments(), step)
 
     # what holds after a resume
 
