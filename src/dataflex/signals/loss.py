@@ -16,6 +16,9 @@ from dataflex.signals.head import IGNORE_INDEX, LabelHead, chunks, negative_log_
 # upcasts before scaling and the model after.
 TOLERANCE_FP32, TOLERANCE_HALF = 1e-4, 2e-2
 TEXT_KEYS = {"input_ids", "attention_mask", "labels"}
+# Columns that a collator turns into labels, and what it may add to a batch without changing what the model computes of
+# rows that are padded on the right.
+MASK_KEYS = {"completion_mask", "assistant_masks"}
 
 
 class LossSignal:
@@ -33,6 +36,7 @@ class LossSignal:
         collate: the host's collator.
         to_device: moves a batch to the model's device.
         autocast: the host's own autocast context.
+        row_labels: labels of rows that have none before the collator.
     """
 
     num_columns = 2  # loss sum, number of label tokens
@@ -45,8 +49,10 @@ class LossSignal:
         collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
         to_device: Callable[[dict[str, Any]], dict[str, Any]],
         autocast: Callable[[], AbstractContextManager],
+        row_labels: Callable[[list[dict[str, Any]]], Sequence[Sequence[int]]] | None = None,
     ) -> None:
         self.model = model
+        self._row_labels = row_labels
         self._features = features
         self._collate = collate
         self._to_device = to_device
@@ -93,7 +99,8 @@ class LossSignal:
         if len(sample_rows) == 0:
             return "there is no row to compare on"
         features = self._features(sample_rows)
-        if not is_text(features, self._collate([dict(feature) for feature in features])):
+        batch = self._collate([dict(feature) for feature in features])
+        if not is_text(features, batch, labels_follow=self._row_labels is not None):
             return "rows are more than tokens and labels"
         if not head.usable:
             return "the model names no output embeddings"
@@ -118,13 +125,24 @@ class LossSignal:
         half = autocasts or any(p.dtype in (torch.bfloat16, torch.float16) for p in parameters)
         return TOLERANCE_HALF if half else TOLERANCE_FP32
 
-    def prepare(self, rows_B: np.ndarray) -> dict[str, Any]:
+    def prepare(self, rows_B: np.ndarray) -> dict[str, Any] | list[dict[str, Any]]:
         features = self._features(rows_B)
         if self.is_fast and all(np.all(f.get("attention_mask", 1)) and not _others(f) for f in features):
-            return pad_right([f["input_ids"] for f in features], [f["labels"] for f in features])
-        return dict(self._collate(features))
+            return pad_right([f["input_ids"] for f in features], self._labels(features))
+        batch = dict(self._collate([dict(feature) for feature in features]))
+        if len(features) > 1 and len(batch["input_ids"]) != len(features):
+            # Padding-free: the collator lays the rows end to end, and how far each reaches is no longer told.
+            return [dict(self._collate([feature])) for feature in features]
+        return batch
 
-    def measure(self, batch: dict[str, Any]) -> torch.Tensor:
+    def _labels(self, features: list[dict[str, Any]]) -> Sequence[Sequence[int]]:
+        if self._row_labels is not None and "labels" not in features[0]:
+            return self._row_labels(features)
+        return [feature["labels"] for feature in features]
+
+    def measure(self, batch: dict[str, Any] | list[dict[str, Any]]) -> torch.Tensor:
+        if isinstance(batch, list):
+            return torch.cat([self.measure(one) for one in batch])
         inputs = dict(self._to_device(batch))
         labels_BxT = inputs.pop("labels")
         if self._head is not None and set(inputs) <= TEXT_KEYS:
@@ -149,17 +167,23 @@ def rows_to_check(lengths_N: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return order[[len(order) // 16, len(order) // 4]] if len(order) else order
 
 
-def is_text(features: list[dict[str, Any]], batch: dict[str, Any]) -> bool:
-    """True when rows are nothing but tokens and labels, and the host's collator adds nothing to them."""
+def is_text(features: list[dict[str, Any]], batch: dict[str, Any], *, labels_follow: bool = False) -> bool:
+    """True when rows are nothing but tokens and labels, and the host's collator adds nothing to them.
+
+    Args:
+        labels_follow: labels that rows do not have can be had from the collator.
+    """
     others_are_empty = not any(_others(feature) for feature in features)
-    has_labels = all("labels" in feature for feature in features)
-    return others_are_empty and has_labels and set(batch) <= TEXT_KEYS
+    has_labels = labels_follow or all("labels" in feature for feature in features)
+    return others_are_empty and has_labels and set(batch) <= TEXT_KEYS | {"position_ids"}
 
 
 def _others(feature: dict[str, Any]) -> bool:
     """True when a row has more than tokens and labels, such as an image."""
     return any(
-        value is not None and len(np.atleast_1d(value)) for key, value in feature.items() if key not in TEXT_KEYS
+        value is not None and len(np.atleast_1d(value))
+        for key, value in feature.items()
+        if key not in TEXT_KEYS | MASK_KEYS
     )
 
 

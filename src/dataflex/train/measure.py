@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,21 @@ from safetensors import SafetensorError
 
 from dataflex.algorithms.base import SIGNALS, Progress
 from dataflex.core.errors import ConfigError, LedgerError
+from dataflex.ledger.fingerprint import comparable
 from dataflex.ledger.ledger import Ledger
 from dataflex.signals.adapter import adds_nothing, without_adapter
 from dataflex.signals.base import undisturbed
 from dataflex.signals.cache import SignalCache, weights_digest
 from dataflex.signals.file import read_scores
 from dataflex.signals.loss import LossSignal, mean_losses, rows_to_check
+from dataflex.signals.own_loss import ONE_ROW, OwnLossSignal
 from dataflex.signals.sweep import Collective, Sweep, sweep
-from dataflex.train.pool import Pool, holds_media
+from dataflex.train.pool import Pool, holds_media, is_language_modelling, row_labels
 from dataflex.train.progress import PassProgress
 from dataflex.train.ranks import Ranks
 
 SPOT_CHECK_TOKENS = 1024  # padded tokens of a batch where none has been found yet
+OWN_LOSS = "the trainer's own, each row alone"
 LOSS_DEFINITION = "mean negative log-likelihood over label tokens, eval mode, fp32 sums, version 1"
 
 
@@ -65,7 +69,7 @@ class Measurer:
         self._ledger, self._batch_tokens = ledger, batch_tokens
         self._fresh = fresh
         self._told_why = False
-        self._signal: LossSignal | None = None  # one a run: its fast path is checked once
+        self._signal: LossSignal | OwnLossSignal | None = None  # one a run: its fast path is checked once
         self._cache = SignalCache(Path(getattr(selector, "cache_dir", None) or ledger.root / "cache"))
 
     def __call__(self, name: str, progress: Progress) -> Measured:
@@ -121,6 +125,8 @@ class Measurer:
         """Mean losses of ``rows``; NaN for the others."""
         pool, sharded = self._pool, self._sharded
         signal = self._signal = self._signal or self._loss_signal(sharded)
+        own = isinstance(signal, OwnLossSignal)
+        budget = ONE_ROW if own else budget
         ranks = Collective(
             device=self._ranks.device,
             rank=self._ranks.rank,
@@ -138,10 +144,11 @@ class Measurer:
             say=self._say,
         )
         with progress, undisturbed(signal.model):
-            with nullcontext() if sharded else self._ranks.together():
-                signal.check(to_check)
-            signal.verdict = self._ranks.first_text(signal.verdict or "")  # one way on all ranks
-            with signal.engaged(to_check) as why_not:
+            if not isinstance(signal, OwnLossSignal):
+                with nullcontext() if sharded else self._ranks.together():
+                    signal.check(to_check)
+                signal.verdict = self._ranks.first_text(signal.verdict or "")  # one way on all ranks
+            with nullcontext(None) if isinstance(signal, OwnLossSignal) else signal.engaged(to_check) as why_not:
                 result = sweep(
                     signal, pool.info.num_tokens_N, rows, ranks=ranks, batch_tokens=budget, advance=progress.advance
                 )
@@ -158,18 +165,32 @@ class Measurer:
             "tokens_per_s": result.num_tokens / max(result.seconds, 1e-9),
             "batch_tokens": result.batch_tokens,
             "out_of_memory": result.num_out_of_memory,
-            "logits": "label positions" if why_not is None else "all positions",
+            "logits": "all positions" if own or why_not is not None else "label positions",
+            "loss": OWN_LOSS if own else "negative log-likelihood",
         }
         return Measured(values=losses_N, cost=cost, tolerance=signal.tolerance)
 
-    def _loss_signal(self, sharded: bool) -> LossSignal:
+    def _loss_signal(self, sharded: bool) -> LossSignal | OwnLossSignal:
         trainer = self._trainer
+        collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
+        model = trainer.model_wrapped if sharded else trainer.model
+        if scores_own_loss(trainer):
+            return OwnLossSignal(
+                model=model,
+                features=lambda rows_B: fetch(trainer.train_dataset, rows_B),
+                collate=collate,
+                to_device=trainer._prepare_inputs,
+                compute_loss=lambda model, inputs: _in_its_autocast(trainer, model, inputs),
+                untouched=lambda: counters_untouched(trainer),
+            )
+        kept = trainer._signature_columns if trainer.args.remove_unused_columns else None
         return LossSignal(
-            model=trainer.model_wrapped if sharded else trainer.model,
-            features=lambda rows_B: fetch(trainer.train_dataset, rows_B),
-            collate=trainer._get_collator_with_removed_columns(trainer.data_collator),
+            model=model,
+            features=lambda rows_B: _columns(fetch(trainer.train_dataset, rows_B), kept),
+            collate=collate,
             to_device=lambda batch: dict(send_to_device(batch, trainer.accelerator.device)),
             autocast=trainer.compute_loss_context_manager,
+            row_labels=lambda features: row_labels(features, collate),
         )
 
     def _tell(self, why_not: str | None, result: Sweep) -> None:
@@ -205,9 +226,22 @@ class Measurer:
             "signal": "loss",
             "weights": weights,
             "data": self._pool.digest,
-            "definition": LOSS_DEFINITION,
+            "definition": self._definition(),
             "precision": precision,
         }
+
+    def _definition(self) -> str:
+        """What the losses are, for the cache."""
+        trainer = self._trainer
+        if not scores_own_loss(trainer):
+            return LOSS_DEFINITION
+        # Such a loss has parameters (beta, margins) that only its trainer knows: they are among its arguments.
+        finetuning = getattr(trainer, "finetuning_args", None)
+        own = {**comparable(trainer.args.to_dict()), **comparable(vars(finetuning) if finetuning else {})}
+        reference = getattr(trainer, "ref_model", None)
+        compared_to = weights_digest(trainer.accelerator.unwrap_model(reference)) if reference is not None else None
+        where = next(cls.__qualname__ for cls in type(trainer).__mro__ if "compute_loss" in vars(cls))
+        return f"{OWN_LOSS}, {where}, reference {compared_to}, {sorted((k, str(v)) for k, v in own.items())}"
 
     def _load(self, key: dict[str, str]) -> np.ndarray | None:
         values = self._cache.load(key)
@@ -232,6 +266,63 @@ class Measurer:
                 f"{self._selector.path} has no segment {progress.segment}: the recorded run is shorter than this one"
             )
         return ledger.rows_of(line)
+
+
+def scores_own_loss(trainer: Any) -> bool:
+    """True where a row is no text with labels, such as a pair: its score is then the trainer's own loss."""
+    return not is_language_modelling(trainer.train_dataset)
+
+
+def _in_its_autocast(trainer: Any, model: Any, inputs: dict[str, Any]) -> Any:
+    with trainer.compute_loss_context_manager():
+        return trainer.compute_loss(model, inputs)
+
+
+# What TRL's and LLaMA-Factory's trainers count while they compute losses, and log later.
+COUNTERS = ("_metrics", "_stored_metrics", "_total_train_tokens", "running", "_logs")
+
+
+@contextmanager
+def counters_untouched(trainer: Any) -> Iterator[None]:
+    """Restore the trainer's running numbers afterwards: a pass over the pool is no training."""
+    kept = {name: copy.deepcopy(_plain(vars(trainer)[name])) for name in COUNTERS if name in vars(trainer)}
+    live = {name: vars(trainer)[name] for name in kept}
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if isinstance(live[name], dict):  # in place: default factories and other holders stay
+                _restore(live[name], value)
+            elif name == "running":
+                vars(live[name]).update(value)
+            else:
+                setattr(trainer, name, value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if type(value).__name__ == "RunningMoments":
+        return {key: inner for key, inner in vars(value).items() if key != "accelerator"}
+    return value
+
+
+def _restore(live: dict[Any, Any], kept: dict[Any, Any]) -> None:
+    for key in list(live):
+        if key not in kept:
+            del live[key]
+    for key, value in kept.items():
+        if isinstance(live.get(key), dict) and isinstance(value, dict):
+            _restore(live[key], value)
+        else:
+            live[key] = value
+
+
+def _columns(features: list[dict[str, Any]], kept: list[str] | None) -> list[dict[str, Any]]:
+    """Features without the columns that the host takes off before its collator."""
+    if kept is None:
+        return features
+    return [{name: value for name, value in feature.items() if name in kept} for feature in features]
 
 
 def check_files(selector: Any, pool: Pool, output_dir: str) -> None:

@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from dataflex.core.errors import DataFlexError
+from dataflex.algorithms.base import Selector
+from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.core.order import Geometry, micro_batches_per_pass
-from dataflex.core.plan import SegmentPlan
+from dataflex.core.plan import Schedule, SegmentPlan
 from dataflex.ledger.files import out_of_space
 from dataflex.ledger.ledger import Ledger
 from dataflex.signals.cache import weights_digest
@@ -29,8 +30,9 @@ from dataflex.train.loggers import log_off_console
 from dataflex.train.measure import Measurer
 from dataflex.train.pool import Pool, read_pool
 from dataflex.train.progress import say
+from dataflex.train.python_api import Options, bare_collator, history_table, settings_of
 from dataflex.train.ranks import Ranks, load_cpu_checkpoints_by_index
-from dataflex.train.refuse import refuse_model, refuse_unsupported
+from dataflex.train.refuse import refuse_model, refuse_stream, refuse_trainer, refuse_unsupported
 from dataflex.train.settings import Settings, check_quotas, geometry_of, make_fingerprint, make_plan, unguided, versions
 from dataflex.train.source_loss import SourceLoss
 from dataflex.train.sources import find_sources, require_sources
@@ -44,13 +46,39 @@ class DynamicDataMixin:
     batch) and ``log`` (the loss of each source).
     """
 
-    def __init__(self, *args: Any, dataflex: Settings, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        selector: Selector | None = None,
+        schedule: Schedule | None = None,
+        options: Options | None = None,
+        dataflex: Settings | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            selector: the method, a value such as ``DeltaLoss(window_size=0.2)``.
+            schedule: when decisions are made.
+            options: what else may be said of a run; ``overwrite_output_dir`` among it.
+            dataflex: all of it as an integration made it, instead of the three above.
+            args, kwargs: handed to the host's trainer.
+        """
+        refuse_trainer(type(self))
+        if dataflex is None and (selector is None or schedule is None):
+            raise ConfigError(
+                "a selector and a schedule are needed, such as selector=DeltaLoss(window_size=0.2), "
+                "schedule=Schedule(warmup_step=10, update_step=10, update_times=2)"
+            )
         super().__init__(*args, **kwargs)
         trainer_args = self.args  # type: ignore[attr-defined]
         refuse_unsupported(trainer_args)
         refuse_model(self.model)  # type: ignore[attr-defined]
+        refuse_stream(self.train_dataset)  # type: ignore[attr-defined]
+        if dataflex is None:
+            given = kwargs.get("train_dataset")
+            dataflex = settings_of(self, given, selector, schedule, options or Options())
         self._dataflex = dataflex
-        pool = dataflex.pool or read_pool(self.train_dataset)  # type: ignore[attr-defined]
+        pool = dataflex.pool or read_pool(self.train_dataset, bare_collator(self))  # type: ignore[attr-defined]
         geometry = geometry_of(trainer_args)
         if self.get_total_train_batch_size(trainer_args) != geometry.global_batch:  # type: ignore[attr-defined]
             raise DataFlexError("tensor, context and sequence parallelism are not supported yet; use data parallelism")
@@ -94,6 +122,11 @@ class DynamicDataMixin:
 
     def _check_quotas(self, plan: SegmentPlan, pool: Pool, geometry: Geometry) -> None:
         check_quotas(self._dataflex, plan, pool, geometry)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One flat dict for each decision so far, in order: ``pandas.DataFrame(trainer.history)``."""
+        return history_table(self._ledger)
 
     # the train dataloader
 
@@ -288,5 +321,12 @@ class DynamicDataMixin:
 
 
 def dynamic(trainer_class: type) -> type:
-    """Return ``trainer_class`` with its samples chosen while it trains; pass ``dataflex=Settings(...)`` to it."""
+    """Return ``trainer_class``, any subclass of ``transformers.Trainer``, with its samples chosen while it trains.
+
+    ``dynamic(SFTTrainer)(model=..., args=..., train_dataset=..., selector=DeltaLoss(...), schedule=Schedule(...))``
+
+    Raises:
+        ConfigError: no Trainer, or one that makes its samples itself.
+    """
+    refuse_trainer(trainer_class)
     return type(f"Dynamic{trainer_class.__name__}", (DynamicDataMixin, trainer_class), {})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +30,19 @@ class Pool:
         return len(self.info)
 
 
-def read_pool(dataset: Any) -> Pool:
-    """Read a map-style data set of ``input_ids`` and ``labels`` (without labels every token carries a loss).
+def read_pool(dataset: Any, collate: Callable[[list[dict[str, Any]]], Any] | None = None) -> Pool:
+    """Read a map-style data set.
+
+    Rows of ``input_ids`` and ``labels`` are counted as they are. Without ``labels`` they are those that the host's
+    collator gives each row (a completion mask, padding tokens that carry none); without a collator every token carries
+    one. Rows of any other form, such as pairs, count the tokens of all their ``*input_ids`` columns, and each can be
+    scored.
+
+    Args:
+        collate: the host's collator.
 
     Raises:
-        ConfigError: an empty or streaming data set, or one without ``input_ids``.
+        ConfigError: an empty or streaming data set, or one without tokens.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise ConfigError("the training set is a stream; choosing samples needs random access: set streaming: false")
@@ -41,7 +50,9 @@ def read_pool(dataset: Any) -> Pool:
         raise ConfigError("the training set is empty; check the data set and max_samples")
     digest = hashlib.sha256()
     num_tokens, num_label_tokens = [], []
-    for tokens, labels in _blocks(dataset):
+    if not is_language_modelling(dataset):
+        return _read_other(dataset)
+    for tokens, labels in _blocks(dataset, collate):
         for column in (tokens, labels):
             digest.update(column.flat.astype(np.int64).tobytes())
             digest.update(column.lengths.astype(np.int64).tobytes())
@@ -49,6 +60,60 @@ def read_pool(dataset: Any) -> Pool:
         num_label_tokens.append(labels.counted())
     info = PoolInfo(num_tokens_N=np.concatenate(num_tokens), num_label_tokens_N=np.concatenate(num_label_tokens))
     return Pool(info=info, digest=digest.hexdigest())
+
+
+def is_language_modelling(dataset: Any) -> bool:
+    """True for rows of ``input_ids`` with a label for each token, or none yet; False for pairs and classes."""
+    names = _names(dataset)
+    if "input_ids" not in names or any(name.lower().startswith("kl_") for name in names):
+        return False
+    return not any(name in names and np.ndim(dataset[0][name]) == 0 for name in ("label", "labels", "label_ids"))
+
+
+def _read_other(dataset: Any) -> Pool:
+    """The pool of rows that are no plain text, such as pairs of answers."""
+    names = sorted(
+        name for name in _names(dataset) if name.endswith(("input_ids", "_ids")) and np.ndim(dataset[0][name])
+    )
+    if not names:
+        raise ConfigError(f"the training set has no input_ids, only {', '.join(_names(dataset))}; tokenise it first")
+    digest, lengths = hashlib.sha256(), []
+    for row in (dataset[i] for i in range(len(dataset))):
+        digest.update(json.dumps(row, sort_keys=True, default=_plain).encode())
+        lengths.append(sum(len(row[name]) for name in names))
+    lengths_N = np.array(lengths, dtype=np.int64)
+    # What a row's own loss counts is its trainer's affair: each can be scored.
+    return Pool(info=PoolInfo(num_tokens_N=lengths_N, num_label_tokens_N=lengths_N), digest=digest.hexdigest())
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else repr(value)
+
+
+def _names(dataset: Any) -> list[str]:
+    return getattr(dataset, "column_names", None) or list(dataset[0])
+
+
+def row_labels(features: list[dict[str, Any]], collate: Callable[[list[dict[str, Any]]], Any]) -> list[np.ndarray]:
+    """Labels of each row as the host's collator makes them of it alone, one for each of its tokens.
+
+    Raises:
+        ConfigError: a collator that gives none, or another number of them.
+    """
+    return [_labels_of(feature, collate) for feature in features]
+
+
+def _labels_of(feature: dict[str, Any], collate: Callable[[list[dict[str, Any]]], Any]) -> np.ndarray:
+    batch = collate([dict(feature)])
+    num_tokens = len(feature["input_ids"])
+    if "labels" not in batch:
+        raise ConfigError("the data collator makes no labels, and the rows have none; pass another data_collator")
+    labels_T, mask_T = np.asarray(batch["labels"][0]), batch.get("attention_mask")
+    if mask_T is not None and np.ndim(mask_T) == 2:
+        labels_T = labels_T[np.asarray(mask_T[0]) != 0]
+    if len(labels_T) < num_tokens or (labels_T[num_tokens:] != IGNORE_INDEX).any():  # padded to a multiple
+        raise ConfigError(f"the data collator makes {len(labels_T)} labels of a row of {num_tokens} tokens")
+    return labels_T[:num_tokens]
 
 
 def holds_media(dataset: Any) -> bool:
@@ -86,10 +151,13 @@ class _Ragged:
         return before[starts + self.lengths] - before[starts]
 
 
-def _blocks(dataset: Any) -> Iterator[tuple[_Ragged, _Ragged]]:
-    names = getattr(dataset, "column_names", None) or list(dataset[0])
-    if "input_ids" not in names:
-        raise ConfigError(f"the training set has no input_ids, only {', '.join(names)}; tokenise it first")
+def _blocks(dataset: Any, collate: Callable[[list[dict[str, Any]]], Any] | None) -> Iterator[tuple[_Ragged, _Ragged]]:
+    names = _names(dataset)
+    if "labels" not in names and collate is not None:
+        for start in range(0, len(dataset), BLOCK):
+            rows = [dict(dataset[i]) for i in range(start, min(start + BLOCK, len(dataset)))]
+            yield _from_lists([r["input_ids"] for r in rows]), _from_lists(row_labels(rows, collate))
+        return
     labels_name = "labels" if "labels" in names else "input_ids"
     if hasattr(dataset, "with_format"):  # a datasets.Dataset: arrow blocks, no Python objects
         arrow = dataset.with_format("arrow", columns=sorted({"input_ids", labels_name}))

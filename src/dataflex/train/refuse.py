@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import Trainer
+
 from dataflex.core.errors import ConfigError
 
 
@@ -28,6 +30,10 @@ def refuse_unsupported(args: Any) -> None:
             "auto_find_batch_size: true changes the batch in mid-run, and every quota with it; set it to false and "
             "choose per_device_train_batch_size"
         )
+    if getattr(args, "precompute_ref_log_probs", False):
+        raise ConfigError(
+            "precompute_ref_log_probs: true makes a data set of its own after the samples are numbered; set it to false"
+        )
     for name in ("dispatch_batches", "split_batches"):
         if of_accelerator(name):
             raise ConfigError(f"accelerator_config {name}: true is not supported; set it to false")
@@ -35,6 +41,44 @@ def refuse_unsupported(args: Any) -> None:
         raise ConfigError(
             f"{args.n_gpu} GPUs are visible to one process (DataParallel); start with torchrun or FORCE_TORCHRUN=1, "
             "or set CUDA_VISIBLE_DEVICES"
+        )
+
+
+# Trainers that generate what they train on, or deal each prompt several times in an order of their own.
+GENERATING = {
+    "GRPOTrainer", "RLOOTrainer", "OnlineDPOTrainer", "NashMDTrainer", "XPOTrainer", "PPOTrainer", "GKDTrainer",
+    "CustomPPOTrainer", "MiniLLMTrainer", "GOLDTrainer", "AsyncGRPOTrainer", "DistillationTrainer", "SDFTTrainer",
+    "PAPOTrainer", "GFPOTrainer", "SDPOTrainer",
+}  # fmt: skip
+
+
+def refuse_trainer(trainer_class: type) -> None:
+    """Raise for a class whose samples cannot be chosen.
+
+    Raises:
+        ConfigError: no Trainer of transformers, or one that generates its samples.
+    """
+    if not (isinstance(trainer_class, type) and issubclass(trainer_class, Trainer)):
+        raise ConfigError(f"{trainer_class} is no subclass of transformers.Trainer; only such trainers can be served")
+    generating = sorted({cls.__name__ for cls in trainer_class.__mro__} & GENERATING)
+    if generating:
+        raise ConfigError(
+            f"{generating[0]} generates the samples that it trains on, so that there is no loss of a row to choose by; "
+            "use it without DataFlex, or choose its prompts beforehand"
+        )
+
+
+def refuse_stream(dataset: Any) -> None:
+    """Raise for a data set that cannot be read by row.
+
+    Raises:
+        ConfigError: a streaming or missing data set.
+    """
+    if dataset is None:
+        raise ConfigError("train_dataset is missing; there is nothing to choose from")
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise ConfigError(
+            "the training set is a stream; choosing samples needs random access: load it without streaming"
         )
 
 

@@ -1,0 +1,138 @@
+"""The Python API: from a selector and a schedule beside a Trainer's own arguments to the settings of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dataflex.algorithms.base import Selector
+from dataflex.algorithms.catalog import SELECTORS
+from dataflex.core.plan import Schedule
+from dataflex.ledger.ledger import Ledger
+from dataflex.train.pool import read_pool
+from dataflex.train.settings import Method, Settings
+
+EXCERPT_CHARS, EXCERPT_TOKENS = 500, 200
+OWN_COLUMNS = ("row", "num_tokens", "num_label_tokens", "excerpt", "dataset", "source_row")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What else may be said of a run in Python; the same names as in YAML and on the command line."""
+
+    overwrite_output_dir: bool = False  # move an old record in output_dir aside
+    score_batch_tokens: int | None = None  # padded tokens of a scoring batch; None: calibrated
+    log_source_loss: bool = False  # the training loss of each source by itself
+    fresh: bool = False  # no array of another run is served from the cache
+    other_versions: bool = False  # resume although packages have other versions than before
+
+
+def method_of(selector: Selector) -> Method:
+    """The selector under the name that a components file would call it by."""
+    cls = type(selector)
+    name = next((name for name, known in SELECTORS.items() if known is cls), f"{cls.__module__}:{cls.__qualname__}")
+    return Method(name=name, selector=selector)
+
+
+def settings_of(
+    trainer: Any, given: Any, selector: Selector | None, schedule: Schedule | None, options: Options
+) -> Settings:
+    """Settings of a run that begins in Python.
+
+    Args:
+        trainer: the host's trainer, built.
+        given: the data set as the user gave it; the trainer may have tokenised it.
+    """
+    assert selector is not None
+    assert schedule is not None
+    args = trainer.args
+    pool = read_pool(trainer.train_dataset, bare_collator(trainer))
+    return Settings(
+        method=method_of(selector),
+        schedule=schedule,
+        # Tokens of hubs are masked by the arguments themselves.
+        config={**json.loads(json.dumps(args.to_dict(), default=str)), **_model_facts(trainer)},
+        score_batch_tokens=options.score_batch_tokens,
+        log_source_loss=options.log_source_loss,
+        overwrite=options.overwrite_output_dir,
+        fresh=options.fresh,
+        other_versions=options.other_versions,
+        pool=pool,
+        rows=row_columns(trainer, given, len(pool)),
+    )
+
+
+def bare_collator(trainer: Any) -> Callable[[list[dict[str, Any]]], Any]:
+    """The trainer's collator on the columns that it keeps."""
+    return trainer._get_collator_with_removed_columns(trainer.data_collator)
+
+
+def row_columns(trainer: Any, given: Any, num_rows: int) -> dict[str, Any]:
+    """Columns of rows.parquet: plain columns of the data set as given, and the beginning of each row's text.
+
+    Rows that the trainer packed or dropped are not those that were given; then its own data set is all there is.
+    """
+    own = trainer.train_dataset
+    aligned = given is not None and hasattr(given, "column_names") and len(given) == num_rows
+    source = given if aligned else own
+    packed = "seq_lengths" in (getattr(own, "column_names", None) or [])
+    columns: dict[str, Any] = {}
+    if hasattr(source, "features") and hasattr(source, "column_names") and not packed:
+        for name in source.column_names:
+            kind = str(getattr(source.features[name], "dtype", ""))
+            if name in OWN_COLUMNS or not kind.startswith(("string", "large_string", "int", "float", "bool")):
+                continue
+            if getattr(source.features[name], "dtype", None) is not None and name not in _texts(trainer):
+                columns[name] = _short(source[name])
+    excerpts = _excerpts(trainer, own, num_rows)
+    return {**columns, **({"excerpt": excerpts} if excerpts is not None else {})}
+
+
+def history_table(ledger: Ledger) -> list[dict[str, Any]]:
+    """One flat dict of plain values for each decision: segment, steps, decision, counts, window, seconds."""
+    rows = []
+    for _, line in sorted(ledger.segments().items()):
+        row: dict[str, Any] = {}
+        for key, value in line.items():
+            if isinstance(value, dict):
+                row |= {f"{key}.{name}": part for name, part in value.items() if not isinstance(part, (dict, list))}
+            elif not isinstance(value, list):
+                row[key] = value
+        rows.append(row)
+    return rows
+
+
+def _model_facts(trainer: Any) -> dict[str, Any]:
+    """What tells one model's run from another's, beyond the arguments."""
+    trained = [parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad]
+    peft = getattr(trainer.model, "peft_config", None)
+    return {
+        "model_class": type(trainer.model).__name__,
+        "trained_parameters": int(sum(trained)),
+        **({"peft": {name: str(sorted(vars(c).items(), key=str)) for name, c in peft.items()}} if peft else {}),
+    }
+
+
+def _texts(trainer: Any) -> set[str]:
+    """Columns that hold the rows' text itself: the excerpt tells enough of it."""
+    return {"text", "prompt", "completion", "chosen", "rejected", getattr(trainer.args, "dataset_text_field", "text")}
+
+
+def _short(values: Any) -> list[Any]:
+    return [value[:EXCERPT_CHARS] if isinstance(value, str) else value for value in values]
+
+
+def _excerpts(trainer: Any, dataset: Any, num_rows: int) -> list[str] | None:
+    """Beginnings of the rows as the tokenizer reads them back; None without a tokenizer or tokens."""
+    decode = getattr(trainer.processing_class, "batch_decode", None)
+    names = getattr(dataset, "column_names", None) or list(dataset[0])
+    wanted = ("input_ids", "prompt_input_ids", "prompt_ids", "chosen_input_ids", "chosen_ids")
+    name = next((name for name in wanted if name in names), None)
+    if decode is None or name is None:
+        return None
+    beginnings = [np.asarray(dataset[i][name][:EXCERPT_TOKENS]).tolist() for i in range(num_rows)]
+    return [text[:EXCERPT_CHARS] for text in decode(beginnings, skip_special_tokens=True)]
