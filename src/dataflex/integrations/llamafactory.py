@@ -25,8 +25,15 @@ from dataflex.train.refuse import refuse_unsupported
 from dataflex.train.settings import Settings, check_quotas, geometry_of, make_fingerprint, make_plan
 from dataflex.train.sources import find_sources, require_sources
 
-SERVED_STAGES = ("sft",)
-WORKFLOW = "llamafactory.train.sft.workflow"
+# For each stage the module of its workflow, and where that looks up the class of its trainer.
+SERVED_STAGES = {
+    "sft": ("llamafactory.train.sft.workflow", "llamafactory.train.sft.workflow", "CustomSeq2SeqTrainer"),
+    "pt": ("llamafactory.train.pt.workflow", "llamafactory.train.pt.workflow", "CustomTrainer"),
+    "rm": ("llamafactory.train.rm.workflow", "llamafactory.train.rm.workflow", "PairwiseTrainer"),
+    # Imported inside its workflow's function, from the module that defines it.
+    "dpo": ("llamafactory.train.dpo.workflow", "llamafactory.train.dpo.trainer", "CustomDPOTrainer"),
+    "kto": ("llamafactory.train.kto.workflow", "llamafactory.train.kto.workflow", "CustomKTOTrainer"),
+}
 LOADER = "llamafactory.data.loader"
 TUNER = "llamafactory.train.tuner"
 
@@ -50,12 +57,20 @@ def run_dynamic(config: Mapping[str, Any], settings: Settings) -> Any:
         DataFlexError: anything that the user can mend, in one sentence.
     """
     refuse_config(config)
+    if settings.log_source_loss and config.get("stage", "sft") not in ("sft", "pt"):
+        raise ConfigError(
+            f"log_source_loss reads the losses of tokens, which stage {config.get('stage')} has none of; remove it"
+        )
     if settings.log_source_loss and config.get("enable_liger_kernel"):
         raise ConfigError(
             "log_source_loss reads the logits of the training's forward, which enable_liger_kernel fuses into the "
             "loss; remove one of them"
         )
-    session = Session(settings, explicit_checkpoint=bool(config.get("resume_from_checkpoint")))
+    session = Session(
+        settings,
+        stage=config.get("stage", "sft"),
+        explicit_checkpoint=bool(config.get("resume_from_checkpoint")),
+    )
     session.run(config)
     if session.trainer is None:
         raise DataFlexError("LLaMA-Factory built another trainer than the one that can be served; nothing was chosen")
@@ -75,7 +90,7 @@ def refuse_config(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             "streaming: true gives no random access to the samples; set streaming: false to choose among them"
         )
-    if config.get("packing") or config.get("neat_packing"):
+    if stage != "pt" and (config.get("packing") or config.get("neat_packing")):
         raise ConfigError(
             "packing joins several rows into one sample, which cannot be chosen one by one; set packing: false"
         )
@@ -88,14 +103,20 @@ class Session:
     """One run: what is caught on the way from the raw data to the trainer."""
 
     def __init__(
-        self, settings: Settings, *, explicit_checkpoint: bool, serve: Callable[[type], type] = dynamic
+        self,
+        settings: Settings,
+        *,
+        explicit_checkpoint: bool,
+        stage: str = "sft",
+        serve: Callable[[type], type] = dynamic,
     ) -> None:
         """
         Args:
+            stage: of LLaMA-Factory, one of ``SERVED_STAGES``.
             serve: makes of the host's trainer class the one that is built instead.
         """
         self._settings = replace(settings, newest_checkpoint=not explicit_checkpoint)
-        self._serve = serve
+        self._serve, self._stage = serve, stage
         self.trace = RowTrace()
         self.trainer: Any = None
 
@@ -116,10 +137,11 @@ class Session:
     @contextmanager
     def engaged(self) -> Iterator[None]:
         """Rebind, for the duration of the run, the names that LLaMA-Factory looks up in its own modules."""
-        workflow, loader = import_module(WORKFLOW), import_module(LOADER)
+        workflow_name, trainer_module, trainer_name = SERVED_STAGES[self._stage]
+        workflow, loader = import_module(workflow_name), import_module(LOADER)
         with ExitStack() as stack:
             stack.enter_context(rebound(import_module(TUNER), "LogCallback", full_log))
-            stack.enter_context(rebound(workflow, "CustomSeq2SeqTrainer", self._make_trainer))
+            stack.enter_context(rebound(import_module(trainer_module), trainer_name, self._make_trainer))
             stack.enter_context(rebound(workflow, "get_dataset", self._get_dataset))
             stack.enter_context(rebound(loader, "align_dataset", self.trace.align))
             stack.enter_context(rebound(loader, "_get_dataset_processor", self.trace.processor))

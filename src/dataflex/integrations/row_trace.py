@@ -14,6 +14,7 @@ from dataflex.core.errors import ConfigError
 
 ORIGIN, EXCERPT = "dataflex_origin", "dataflex_excerpt"
 EXCERPT_CHARS = 500
+EXCERPT_TOKENS = 200  # of a block
 OWN_COLUMNS = ("row", "dataset", "source_row", "num_tokens", "num_label_tokens", "excerpt")
 _SOURCE_STRIDE = 1 << 40  # an origin is source number * stride + position in that source
 
@@ -117,6 +118,11 @@ class Survivors:
         self._preprocess = preprocess
 
     def __call__(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        processor: Any = getattr(self._preprocess, "__self__", None)
+        if "Pretrain" in type(processor).__name__ and processor.data_args.packing:
+            return self._blocks(processor, examples)
+        if "Feedback" in type(processor).__name__:
+            return self._paired_with_others(examples)
         outputs: dict[str, list[Any]] = defaultdict(list)
         for i, origin in enumerate(examples[ORIGIN]):
             result = self._preprocess({name: [values[i]] for name, values in examples.items() if name != ORIGIN})
@@ -127,6 +133,50 @@ class Survivors:
             outputs[ORIGIN].append(origin)
             outputs[EXCERPT].append(excerpt(examples["_prompt"][i], examples["_response"][i]))
         return outputs
+
+    def _blocks(self, processor: Any, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Texts joined and cut into blocks: a block's origin is the row that it begins in."""
+        tokenizer = processor.tokenizer
+        processor.tokenizer = _Counting(tokenizer)
+        try:
+            outputs = dict(self._preprocess({n: values for n, values in examples.items() if n != ORIGIN}))
+            ends = np.cumsum(processor.tokenizer.lengths)
+        finally:
+            processor.tokenizer = tokenizer
+        blocks = outputs["input_ids"]
+        begins = np.arange(len(blocks)) * processor.data_args.cutoff_len
+        rows = np.searchsorted(ends, begins, side="right")
+        outputs[ORIGIN] = [examples[ORIGIN][row] for row in rows]
+        heads = tokenizer.batch_decode([block[:EXCERPT_TOKENS] for block in blocks]) if blocks else []
+        outputs[EXCERPT] = [head[:EXCERPT_CHARS] for head in heads]
+        return outputs
+
+    def _paired_with_others(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """KTO pairs each prompt with the answer of the row before it: the rows must be given all at once."""
+        columns = {name: values for name, values in examples.items() if name != ORIGIN}
+        outputs = dict(self._preprocess(columns))
+        survivors = list(range(len(examples[ORIGIN])))
+        if len(outputs.get("input_ids", [])) != len(survivors):
+            survivors = [i for i in survivors if self._preprocess({n: [v[i]] for n, v in columns.items()})["input_ids"]]
+        outputs[ORIGIN] = [examples[ORIGIN][i] for i in survivors]
+        outputs[EXCERPT] = [excerpt(examples["_prompt"][i], examples["_response"][i]) for i in survivors]
+        return outputs
+
+
+class _Counting:
+    """A tokenizer that remembers how many tokens each text of its last call had."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.lengths: list[int] = []
+
+    def __call__(self, texts: list[str], **options: Any) -> Any:
+        result = self._tokenizer(texts, **options)
+        self.lengths = [len(ids) for ids in result["input_ids"]]
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
 
 
 def excerpt(prompt: list[dict[str, str]], response: list[dict[str, str]]) -> str:

@@ -56,6 +56,10 @@ def run_select(
         DataFlexError: anything that the user can mend, in one sentence.
     """
     refuse_config(config)
+    if config.get("stage", "sft") != "sft":
+        raise ConfigError(
+            f"select reads rows of stage sft, not {config['stage']}; train with a dynamic train_type instead"
+        )
     if num_devices() > 1:
         raise ConfigError(f"select runs on one device, {num_devices()} are visible; set CUDA_VISIBLE_DEVICES to one")
     host = {key: value for key, value in config.items() if key not in LEFT_OUT}

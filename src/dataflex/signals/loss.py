@@ -49,7 +49,7 @@ class LossSignal:
         collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
         to_device: Callable[[dict[str, Any]], dict[str, Any]],
         autocast: Callable[[], AbstractContextManager],
-        row_labels: Callable[[list[dict[str, Any]]], Sequence[Sequence[int]]] | None = None,
+        row_labels: Callable[[list[dict[str, Any]]], Sequence[Any]] | None = None,
     ) -> None:
         self.model = model
         self._row_labels = row_labels
@@ -135,7 +135,7 @@ class LossSignal:
             return [dict(self._collate([feature])) for feature in features]
         return batch
 
-    def _labels(self, features: list[dict[str, Any]]) -> Sequence[Sequence[int]]:
+    def _labels(self, features: list[dict[str, Any]]) -> Sequence[Any]:
         if self._row_labels is not None and "labels" not in features[0]:
             return self._row_labels(features)
         return [feature["labels"] for feature in features]

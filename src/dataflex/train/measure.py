@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ from dataflex.signals.file import read_scores
 from dataflex.signals.loss import LossSignal, mean_losses, rows_to_check
 from dataflex.signals.own_loss import ONE_ROW, OwnLossSignal
 from dataflex.signals.sweep import Collective, Sweep, sweep
-from dataflex.train.pool import Pool, holds_media, is_language_modelling, row_labels
+from dataflex.train.pool import Pool, holds_media, row_labels
 from dataflex.train.progress import PassProgress
 from dataflex.train.ranks import Ranks
+from dataflex.train.stage_loss import batch_losses, counters_untouched, scores_own_loss
 
 SPOT_CHECK_TOKENS = 1024  # padded tokens of a batch where none has been found yet
 OWN_LOSS = "the trainer's own, each row alone"
@@ -125,8 +125,6 @@ class Measurer:
         """Mean losses of ``rows``; NaN for the others."""
         pool, sharded = self._pool, self._sharded
         signal = self._signal = self._signal or self._loss_signal(sharded)
-        own = isinstance(signal, OwnLossSignal)
-        budget = ONE_ROW if own else budget
         ranks = Collective(
             device=self._ranks.device,
             rank=self._ranks.rank,
@@ -144,11 +142,12 @@ class Measurer:
             say=self._say,
         )
         with progress, undisturbed(signal.model):
-            if not isinstance(signal, OwnLossSignal):
-                with nullcontext() if sharded else self._ranks.together():
-                    signal.check(to_check)
-                signal.verdict = self._ranks.first_text(signal.verdict or "")  # one way on all ranks
-            with nullcontext(None) if isinstance(signal, OwnLossSignal) else signal.engaged(to_check) as why_not:
+            with nullcontext() if sharded else self._ranks.together():
+                signal.check(to_check)
+            signal.verdict = self._ranks.first_text(signal.verdict or "")  # one way on all ranks
+            own = isinstance(signal, OwnLossSignal)
+            budget = ONE_ROW if own and signal.verdict else budget
+            with signal.engaged(to_check) as why_not:
                 result = sweep(
                     signal, pool.info.num_tokens_N, rows, ranks=ranks, batch_tokens=budget, advance=progress.advance
                 )
@@ -180,7 +179,9 @@ class Measurer:
                 features=lambda rows_B: fetch(trainer.train_dataset, rows_B),
                 collate=collate,
                 to_device=trainer._prepare_inputs,
-                compute_loss=lambda model, inputs: _in_its_autocast(trainer, model, inputs),
+                compute_loss=trainer.compute_loss,
+                batch_losses=batch_losses(trainer),
+                autocast=trainer.compute_loss_context_manager,
                 untouched=lambda: counters_untouched(trainer),
             )
         kept = trainer._signature_columns if trainer.args.remove_unused_columns else None
@@ -199,7 +200,9 @@ class Measurer:
             return
         if why_not is not None and not self._told_why:
             self._told_why = True
-            self._say(f"losses are computed from the model's full logits, which is slower: {why_not}")
+            own = isinstance(self._signal, OwnLossSignal)
+            how = "one row at a time" if own else "from the model's full logits"
+            self._say(f"losses are computed {how}, which is slower: {why_not}")
         if result.num_out_of_memory:
             self._say(f"memory ran out in {result.num_out_of_memory} scoring batches; they were measured in halves")
 
@@ -266,56 +269,6 @@ class Measurer:
                 f"{self._selector.path} has no segment {progress.segment}: the recorded run is shorter than this one"
             )
         return ledger.rows_of(line)
-
-
-def scores_own_loss(trainer: Any) -> bool:
-    """True where a row is no text with labels, such as a pair: its score is then the trainer's own loss."""
-    return not is_language_modelling(trainer.train_dataset)
-
-
-def _in_its_autocast(trainer: Any, model: Any, inputs: dict[str, Any]) -> Any:
-    with trainer.compute_loss_context_manager():
-        return trainer.compute_loss(model, inputs)
-
-
-# What TRL's and LLaMA-Factory's trainers count while they compute losses, and log later.
-COUNTERS = ("_metrics", "_stored_metrics", "_total_train_tokens", "running", "_logs")
-
-
-@contextmanager
-def counters_untouched(trainer: Any) -> Iterator[None]:
-    """Restore the trainer's running numbers afterwards: a pass over the pool is no training."""
-    kept = {name: copy.deepcopy(_plain(vars(trainer)[name])) for name in COUNTERS if name in vars(trainer)}
-    live = {name: vars(trainer)[name] for name in kept}
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            if isinstance(live[name], dict):  # in place: default factories and other holders stay
-                _restore(live[name], value)
-            elif name == "running":
-                vars(live[name]).update(value)
-            else:
-                setattr(trainer, name, value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if type(value).__name__ == "RunningMoments":
-        return {key: inner for key, inner in vars(value).items() if key != "accelerator"}
-    return value
-
-
-def _restore(live: dict[Any, Any], kept: dict[Any, Any]) -> None:
-    for key in list(live):
-        if key not in kept:
-            del live[key]
-    for key, value in kept.items():
-        if isinstance(live.get(key), dict) and isinstance(value, dict):
-            _restore(live[key], value)
-        else:
-            live[key] = value
 
 
 def _columns(features: list[dict[str, Any]], kept: list[str] | None) -> list[dict[str, Any]]:

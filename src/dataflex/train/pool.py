@@ -67,14 +67,12 @@ def is_language_modelling(dataset: Any) -> bool:
     names = _names(dataset)
     if "input_ids" not in names or any(name.lower().startswith("kl_") for name in names):
         return False
-    return not any(name in names and np.ndim(dataset[0][name]) == 0 for name in ("label", "labels", "label_ids"))
+    return not any(name in names and not _is_list(dataset, name) for name in ("label", "labels", "label_ids"))
 
 
 def _read_other(dataset: Any) -> Pool:
     """The pool of rows that are no plain text, such as pairs of answers."""
-    names = sorted(
-        name for name in _names(dataset) if name.endswith(("input_ids", "_ids")) and np.ndim(dataset[0][name])
-    )
+    names = sorted(name for name in _names(dataset) if name.endswith("_ids") and _is_list(dataset, name))
     if not names:
         raise ConfigError(f"the training set has no input_ids, only {', '.join(_names(dataset))}; tokenise it first")
     digest, lengths = hashlib.sha256(), []
@@ -88,6 +86,13 @@ def _read_other(dataset: Any) -> Pool:
 
 def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else repr(value)
+
+
+def _is_list(dataset: Any, name: str) -> bool:
+    """True when a column holds one list a row."""
+    if hasattr(dataset, "features"):  # a datasets.Dataset: no row is formatted for it
+        return type(dataset.features[name]).__name__ not in ("Value", "ClassLabel")
+    return np.ndim(dataset[0][name]) > 0
 
 
 def _names(dataset: Any) -> list[str]:

@@ -78,7 +78,7 @@ def row_columns(trainer: Any, given: Any, num_rows: int) -> dict[str, Any]:
     """
     own = trainer.train_dataset
     aligned = given is not None and hasattr(given, "column_names") and len(given) == num_rows
-    source = given if aligned else own
+    source: Any = given if aligned else own
     packed = "seq_lengths" in (getattr(own, "column_names", None) or [])
     columns: dict[str, Any] = {}
     if hasattr(source, "features") and hasattr(source, "column_names") and not packed:
@@ -86,7 +86,7 @@ def row_columns(trainer: Any, given: Any, num_rows: int) -> dict[str, Any]:
             kind = str(getattr(source.features[name], "dtype", ""))
             if name in OWN_COLUMNS or not kind.startswith(("string", "large_string", "int", "float", "bool")):
                 continue
-            if getattr(source.features[name], "dtype", None) is not None and name not in _texts(trainer):
+            if name not in _texts(trainer):
                 columns[name] = _short(source[name])
     excerpts = _excerpts(trainer, own, num_rows)
     return {**columns, **({"excerpt": excerpts} if excerpts is not None else {})}
