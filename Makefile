@@ -4,22 +4,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+LATEST := .venv-latest
+
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-fast faults lint format types clean
+.PHONY: help install install-latest demo test test-latest test-fast faults lint format types clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
 install: $(INSTALLED) ## make .venv and install everything, LLaMA-Factory included
 
-$(INSTALLED): pyproject.toml
+install-latest: $(LATEST)/.installed ## make .venv-latest: the newest tested packages, no LLaMA-Factory
+
+$(INSTALLED): WHAT := -e '.[llamafactory,quickstart,dev]'
+$(LATEST)/.installed: WHAT := -e '.[latest,test]'
+
+$(INSTALLED) $(LATEST)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@echo "Installing into $(VENV) (several GB, a few minutes) ..."
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[llamafactory,quickstart,dev]' 2>$(VENV)/pip.log \
-		|| { cat $(VENV)/pip.log >&2; exit 1; }
+	@echo "Installing into $(@D) (up to several GB, a few minutes) ..."
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check $(WHAT) 2>$(@D)/pip.log \
+		|| { cat $(@D)/pip.log >&2; exit 1; }
 	@touch $@
 
 demo: $(INSTALLED) ## choose samples while SmolLM2-135M trains on 240 puzzles; about 3 minutes on 2 cores
@@ -32,6 +39,10 @@ test: $(INSTALLED) ## all tests, those without a model first
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 		echo "No Chromium here: the tests of the report in a browser are skipped. apt-get install chromium chromium-driver"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-latest: $(LATEST)/.installed ## the tests that need no LLaMA-Factory, with the newest tested packages
+	@OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest src tests/core tests/algorithms tests/ledger tests/cli \
+		tests/signals tests/train tests/trl tests/distributed
 
 test-fast: $(INSTALLED) ## tests without a model
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest src tests/core tests/algorithms tests/ledger tests/cli tests/report
@@ -47,4 +58,4 @@ format: $(INSTALLED) ## format the code
 
 clean: ## remove what runs and tools left behind; .venv stays
 	@rm -rf saves outputs .pytest_cache .ruff_cache .hypothesis build dist
-	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

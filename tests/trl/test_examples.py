@@ -1,0 +1,30 @@
+"""The example scripts, run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from trl_runs import trl_class
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("script", ["trl/sft_delta_loss", "trl/dpo_delta_loss", "hf/pretrain_from_scratch"])
+def test_an_example_trains_and_leaves_a_record(tmp_path: Path, script: str) -> None:
+    if "dpo" in script:
+        trl_class("DPOTrainer")
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / f"{script}.py"), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "guided" in result.stdout
+    assert (tmp_path / "run" / "dataflex" / "ledger.jsonl").is_file()
