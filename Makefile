@@ -42,7 +42,7 @@ test: $(INSTALLED) ## all tests, those without a model first
 
 test-latest: $(LATEST)/.installed ## the tests that need no LLaMA-Factory, with the newest tested packages
 	@OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest src tests/core tests/algorithms tests/ledger tests/cli \
-		tests/signals tests/train tests/trl tests/distributed
+		tests/signals tests/train tests/trl tests/plugin tests/distributed
 
 test-fast: $(INSTALLED) ## tests without a model
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest src tests/core tests/algorithms tests/ledger tests/cli tests/report

@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("selector_suite")
+pytest.register_assert_rewrite("dataflex.testing")

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from selector_suite import Pool, SelectorCase, SelectorSuite, run
 
 from dataflex.algorithms.catalog import SELECTORS, selector_class, selector_names
 from dataflex.core.errors import ConfigError, DataFlexError
+from dataflex.testing import Pool, SelectorCase, SelectorSuite, run
 
 DELTA, LOSS, RANDOM = SELECTORS["delta_loss"], SELECTORS["loss"], SELECTORS["random"]
 LENGTH, STATIC, REPLAY = SELECTORS["length"], SELECTORS["static"], SELECTORS["replay"]

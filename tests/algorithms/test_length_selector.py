@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from selector_suite import PLAN
 
 from dataflex.algorithms.base import PoolInfo
 from dataflex.algorithms.select.length import Length
 from dataflex.core.errors import DataFlexError
 from dataflex.core.seeds import segment_rng
+from dataflex.testing import PLAN
 
 LABELS = np.array([5, 9, 0, 7, 9, 1, 3])
 TOTALS = np.array([50, 10, 99, 30, 20, 60, 40])

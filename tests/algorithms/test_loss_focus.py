@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from selector_suite import PLAN
 
 from dataflex.algorithms.select.loss import Loss
 from dataflex.core.errors import DataFlexError
 from dataflex.core.seeds import segment_rng
+from dataflex.testing import PLAN
 
 NAN = float("nan")
 TRACE = np.array([0.5, 1.2, 2.0, 0.9, NAN, 3.1, 1.5, 0.7, 2.6, 1.2], dtype=np.float32)

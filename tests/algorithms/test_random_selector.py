@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from selector_suite import PLAN, Pool
 
 from dataflex.algorithms.base import PoolInfo
 from dataflex.algorithms.select.random import Random
 from dataflex.core.errors import DataFlexError
 from dataflex.core.seeds import segment_rng
+from dataflex.testing import PLAN, Pool
 
 PROGRESS = PLAN.progress(PLAN.segment_at(1))
 

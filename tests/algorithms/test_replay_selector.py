@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from selector_suite import PLAN
 
 from dataflex.algorithms.select.replay import Replay
 from dataflex.core.errors import ConfigError
 from dataflex.core.seeds import segment_rng
+from dataflex.testing import PLAN
 
 PROGRESS = PLAN.progress(PLAN.segment_at(2))
 

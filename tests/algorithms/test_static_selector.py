@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from selector_suite import PLAN, Pool, SelectorCase, run
 
 from dataflex.algorithms.base import PoolInfo
 from dataflex.algorithms.select.static import Static
 from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.core.seeds import segment_rng
+from dataflex.testing import PLAN, Pool, SelectorCase, run
 
 NAN = float("nan")
 SCORES = np.array([0.5, 3.0, NAN, 2.0, 3.0, 9.0, 1.0, np.inf])

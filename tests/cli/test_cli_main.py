@@ -127,6 +127,7 @@ def test_the_light_verbs_import_no_torch() -> None:
 
 def test_the_true_command_end_to_end(tmp_path: Path) -> None:
     """LLaMA-Factory's own keys, in a process of its own: a plan, then a key that nobody knows."""
+    pytest.importorskip("llamafactory", reason="LLaMA-Factory is not installed")
     data = tmp_path / "my data"
     data.mkdir()
     (data / "toy.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 60)

@@ -119,7 +119,8 @@ def test_from_the_same_model_and_data_the_same_decisions_end_to_end(tmp_path: Pa
     assert plain == other
     left, right = (dict(trainer.model.named_parameters()) for trainer in trainers.values())
     for name, tensor in left.items():
-        assert (tensor - right[name]).abs().max() < 1e-6, name
+        # TRL from 1.0 sums its loss in another order, and Adam makes 4e-6 of the difference in 7 steps.
+        assert (tensor - right[name]).abs().max() < 2e-5, name
 
 
 def test_a_record_of_one_trainer_is_replayed_on_another(tmp_path: Path) -> None:

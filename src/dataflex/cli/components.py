@@ -11,13 +11,18 @@ from rich.table import Table
 
 from dataflex.algorithms.catalog import selector_class, selector_names
 from dataflex.cli.config import PACKAGE_COMPONENTS, find_components, read_presets
+from dataflex.core.errors import ConfigError
 
 
 def components(file: str | None) -> None:
     """Print all methods and the presets of the shipped file and of ``file``."""
     console = Console()
     for name in selector_names():
-        cls = selector_class(name)
+        try:
+            cls = selector_class(name)
+        except ConfigError as error:  # another package's; it must not hide the rest
+            console.print(f"[bold]{name}[/bold]  {error}\n", highlight=False)
+            continue
         console.print(f"[bold]{name}[/bold]  {(cls.__doc__ or '').strip().splitlines()[0]}")
         hints = typing.get_type_hints(cls)
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))

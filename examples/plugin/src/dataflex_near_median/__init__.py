@@ -1,0 +1,1 @@
+"""A selector for DataFlex in a package of its own."""
