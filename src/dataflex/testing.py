@@ -82,7 +82,7 @@ class SelectorCase:
     number, so that equal rows need not have equal weights.
     """
 
-    selector: Selector
+    selector: Any
     signals: Mapping[str, Callable[[Pool, Any, int], np.ndarray]] = dataclasses.field(default_factory=dict)
     ranks_by_row: bool = False
     allows_repeats: bool = False
@@ -132,7 +132,7 @@ def frozen_state(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def saved_and_loaded(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The state as a checkpoint gives it back."""
     file = io.BytesIO()
-    np.savez(file, **state)
+    np.savez(file, **state)  # type: ignore[arg-type]
     file.seek(0)
     with np.load(file, allow_pickle=False) as arrays:
         return dict(arrays)
@@ -188,12 +188,12 @@ class SelectorSuite:
     """The checks; a subclass provides the fixture ``case``. Inputs are read-only in all of them."""
 
     def test_it_is_a_frozen_value_that_serves_the_protocol_and_names_its_source(self, case):
-        selector = case.selector
-        assert isinstance(selector, Selector)
+        assert isinstance(case.selector, Selector)
+        selector: Any = case.selector
         assert type(selector).__dataclass_params__.frozen
         assert all(f.kw_only for f in dataclasses.fields(selector))
         assert selector.source
-        assert "Source:" in type(selector).__doc__
+        assert "Source:" in (type(selector).__doc__ or "")
         assert selector == dataclasses.replace(selector)
 
     def test_the_same_arguments_give_the_same_result(self, case):

@@ -36,11 +36,8 @@ def test_a_good_set_has_no_problem(imports: list[str], found: dict) -> None:
     ("found", "said"),
     [
         ({**GOOD, "torch": "2.15.0"}, "torchaudio 2.11.0 was built for torch 2.11, not 2.15.0"),
-        ({**GOOD, "torch": "2.1.0"}, "built for torch 2.11, not 2.1.0"),
+        ({**GOOD, "torch": "2.9.0"}, "built for torch 2.11, not 2.9.0"),
         ({**GOOD, "torchaudio": None}, "torchaudio, which is not installed"),
-        ({**GOOD, "llamafactory": None}, "llamafactory is not installed"),
-        ({**GOOD, "llamafactory": None, "torchaudio": None}, "llamafactory is not installed"),
-        ({"torch": "2.11.0"}, "llamafactory is not installed"),
     ],
 )
 def test_a_broken_set_is_one_sentence_with_the_remedy(imports: list[str], found: dict, said: str) -> None:
@@ -88,3 +85,34 @@ def test_the_exit_code_and_the_table(monkeypatch: pytest.MonkeyPatch, capsys, to
 def test_a_package_that_is_not_there_has_no_version() -> None:
     assert doctor_module.installed("a-package-that-nobody-has-written") is None
     assert doctor_module.installed("numpy")
+
+
+@pytest.mark.parametrize("found", [{"torch": "2.13.0"}, {**GOOD, "llamafactory": None, "torchaudio": None}])
+def test_without_llamafactory_the_python_api_works_and_that_is_a_note(found: dict) -> None:
+    assert diagnose(found) == []
+    (note,) = doctor_module.notes(found)
+    assert "dataflex-cli train needs it" in note
+
+
+def test_a_package_below_our_lowest_version_is_named_with_it() -> None:
+    (problem,) = diagnose({"torch": "2.13.0", "transformers": "4.40.0"})
+    assert problem.startswith("transformers 4.40.0 is installed, dataflex needs >=4.55;")
+    assert problem.endswith("run pip install --upgrade 'transformers>=4.55'")
+
+
+def test_bounds_of_llamafactory_that_are_broken_are_read_from_its_metadata(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def bounds(package: str) -> list[str]:
+        return ["trl<=0.24.0,>=0.18.0", "galore-torch; extra == 'galore'"] if package == "llamafactory" else []
+
+    monkeypatch.setattr(doctor_module, "requires", bounds)
+    (problem,) = diagnose({**GOOD, "trl": "1.16.0"})
+    assert "trl 1.16.0 is installed, llamafactory needs" in problem
+    assert problem.endswith(REMEDY)
+    assert diagnose({**GOOD, "trl": "0.24.0"}) == []
+
+
+def test_an_old_trl_beside_a_new_transformers_is_a_note() -> None:
+    (note,) = doctor_module.notes({**GOOD, "trl": "0.24.0", "transformers": "5.6.0"})
+    assert "DPOTrainer" in note

@@ -32,6 +32,45 @@ def test_llamafactory_has_the_names_that_are_rebound() -> None:
     assert source.index("get_dataset(") < source.index("load_model("), "refused before a model is loaded"
 
 
+def test_the_stages_have_their_trainers_where_they_are_rebound() -> None:
+    """integrations/llamafactory.py: SERVED_STAGES, with llamafactory 0.9.5"""
+    import importlib
+
+    from dataflex.integrations.llamafactory import SERVED_STAGES
+
+    for stage, (workflow_name, trainer_module, trainer_name) in SERVED_STAGES.items():
+        source = inspect.getsource(importlib.import_module(workflow_name))
+        assert f"{trainer_name}(" in source, stage
+        assert "get_dataset(template, model_args, data_args, training_args, " in source, stage
+        assert hasattr(importlib.import_module(trainer_module), trainer_name), stage
+    from llamafactory.train.dpo import workflow
+
+    inside = inspect.getsource(workflow.run_dpo)
+    assert "from .trainer import CustomDPOTrainer" in inside, "looked up when the stage runs, so that it can be rebound"
+
+
+def test_the_processors_of_kto_and_pretraining_work_as_the_row_trace_takes_them() -> None:
+    """integrations/row_trace.py: Survivors, with llamafactory 0.9.5"""
+    from llamafactory.data.processor import FeedbackDatasetProcessor, PretrainDatasetProcessor
+
+    kto = inspect.getsource(FeedbackDatasetProcessor.preprocess_dataset)
+    assert 'kl_response = [examples["_response"][-1]] + examples["_response"][:-1]' in kto
+    pretrain = inspect.getsource(PretrainDatasetProcessor.preprocess_dataset)
+    assert "self.tokenizer(text_examples, add_special_tokens=False)" in pretrain
+    assert "block_size = self.data_args.cutoff_len" in pretrain
+
+
+def test_the_parts_of_a_pairs_loss_are_where_they_are_taken() -> None:
+    """train/stage_loss.py, with llamafactory 0.9.5; a difference costs speed, since single rows are then measured"""
+    from llamafactory.train.dpo.trainer import CustomDPOTrainer
+    from llamafactory.train.rm.trainer import PairwiseTrainer
+
+    whole = inspect.getsource(CustomDPOTrainer.get_batch_loss_metrics)
+    for part in ("self.concatenated_forward(", "self.compute_reference_log_probs(", "self.compute_preference_loss("):
+        assert part in whole
+    assert "return loss, (loss, chosen_scores, rejected_scores)" in inspect.getsource(PairwiseTrainer.compute_loss)
+
+
 def test_llamafactory_reads_the_train_sets_before_the_eval_sets() -> None:
     """integrations/row_trace.py names sources by the order in which they are aligned."""
     from llamafactory.data import loader

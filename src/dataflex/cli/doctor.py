@@ -5,8 +5,10 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
+from packaging.requirements import Requirement
+from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +26,7 @@ PACKAGES = [
     "datasets",
     "llamafactory",
     "deepspeed",
+    "bitsandbytes",
     "numpy",
     "pyarrow",
 ]
@@ -41,6 +44,8 @@ def doctor() -> int:
     table.add_row("devices", _devices() if found["torch"] else "-")
     console.print(table)
     problems = diagnose(found)
+    for note in notes(found):
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     for problem in problems:
         console.print(f"problem: {problem}", highlight=False, markup=False, soft_wrap=True)
     if not problems:
@@ -62,9 +67,11 @@ def diagnose(found: dict[str, str | None]) -> list[str]:
     torch, torchaudio, factory = found.get("torch"), found.get("torchaudio"), found.get("llamafactory")
     if torch is None:
         return ["torch is not installed; run pip install torch"]
+    problems += too_old(found)
     if factory is None:
-        problems.append(f"llamafactory is not installed, dataflex-cli train needs it; run {REMEDY}")
-    elif torchaudio is None:
+        return problems
+    problems += out_of_bounds("llamafactory", found)
+    if torchaudio is None:
         problems.append(f"llamafactory imports torchaudio, which is not installed; run {REMEDY}")
     elif _minor(torch) != _minor(torchaudio):
         problems.append(
@@ -76,6 +83,55 @@ def diagnose(found: dict[str, str | None]) -> list[str]:
         if failure is not None:
             problems.append(f"llamafactory cannot be imported ({failure}); run {REMEDY}")
     return problems
+
+
+def notes(found: dict[str, str | None]) -> list[str]:
+    """What is no mistake, and good to know."""
+    said = []
+    if found.get("torch") is not None and found.get("llamafactory") is None:
+        said.append(
+            "llamafactory is not installed: dynamic(Trainer) in Python works without it, dataflex-cli train needs it; "
+            f"for that run {REMEDY}"
+        )
+    trl, transformers = found.get("trl"), found.get("transformers")
+    if trl is not None and transformers is not None and Version(trl).major < 1 and Version(transformers).major >= 5:
+        said.append(
+            f"trl {trl} beside transformers {transformers} takes packages for installed that are not: importing "
+            "DPOTrainer by itself may fail; LLaMA-Factory's dpo and kto stages work; for TRL alone "
+            "install trl>=1.0"
+        )
+    return said
+
+
+def too_old(found: dict[str, str | None]) -> list[str]:
+    """Packages below the lowest version that we support."""
+    return [
+        f"{problem} run pip install --upgrade '{requirement}'"
+        for requirement, problem in _violations("dataflex", found)
+        if requirement.name in PACKAGES
+    ]
+
+
+def out_of_bounds(package: str, found: dict[str, str | None]) -> list[str]:
+    """Installed packages that ``package`` says it does not work with; DISABLE_VERSION_CHECK=1 mends none of them."""
+    return [
+        f"{problem} run {REMEDY}" for requirement, problem in _violations(package, found) if found.get(requirement.name)
+    ]
+
+
+def _violations(package: str, found: dict[str, str | None]) -> list[tuple[Requirement, str]]:
+    try:
+        lines = requires(package) or []
+    except PackageNotFoundError:
+        return []
+    needed = [Requirement(line) for line in lines]
+    return [
+        (requirement, f"{requirement.name} {number} is installed, {package} needs {requirement.specifier};")
+        for requirement in needed
+        if (requirement.marker is None or requirement.marker.evaluate({"extra": ""}))
+        and (number := found.get(requirement.name)) is not None
+        and not requirement.specifier.contains(number, prereleases=True)
+    ]
 
 
 def _minor(number: str) -> str:
