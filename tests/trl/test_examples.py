@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from trl_runs import trl_class
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("script", ["trl/sft_delta_loss", "trl/dpo_delta_loss", "hf/pretrain_from_scratch"])
 def test_an_example_trains_and_leaves_a_record(tmp_path: Path, script: str) -> None:
     if "dpo" in script:
-        trl_class("DPOTrainer")
+        found = subprocess.run([sys.executable, "-c", "from trl import DPOTrainer"], capture_output=True, text=True)
+        if found.returncode:  # 0.24 with transformers 5 takes mergekit for installed
+            pytest.skip(f"this trl cannot import its own DPOTrainer: {found.stderr.splitlines()[-1][:120]}")
     result = subprocess.run(
         [sys.executable, str(ROOT / "examples" / f"{script}.py"), str(tmp_path / "run")],
         capture_output=True,
