@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from dataflex.algorithms.base import Selection
 from dataflex.algorithms.select.delta_loss import DeltaLoss
 from dataflex.algorithms.select.random import Random
+from dataflex.algorithms.select.static import Static
 from dataflex.core.errors import DataFlexError
 from dataflex.core.plan import Schedule
 from dataflex.ledger.ledger import Ledger
@@ -176,3 +177,40 @@ def test_resuming_with_the_trainers_own_argument(tmp_path: Path) -> None:
     assert [ids for ids, _ in resumed.trained] == [ids for ids, _ in full.trained[10:]]
     for one, other in zip(full.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_static_trains_what_the_stock_trainer_trains(tmp_path: Path) -> None:
+    """Two epochs with dropout, the chain engaged and nothing chosen."""
+    rows = [row for row in make_rows() if row["labels"][-1] != -100]
+    options = vars(make_trainer(tmp_path / "options", Static(), rows, schedule=Schedule(update_step=2)).args)
+    stock = Trainer(
+        model=make_model(),
+        args=TrainingArguments(
+            output_dir=str(tmp_path / "stock"),
+            **{
+                name: options[name]
+                for name in (
+                    "per_device_train_batch_size",
+                    "gradient_accumulation_steps",
+                    "num_train_epochs",
+                    "learning_rate",
+                    "report_to",
+                    "save_strategy",
+                    "logging_steps",
+                    "disable_tqdm",
+                    "use_cpu",
+                    "seed",
+                )
+            },
+        ),
+        train_dataset=rows,
+        data_collator=collate,
+    )
+    stock.train()
+    # Made after the other was trained: a Trainer seeds dropout when it is made.
+    ours = make_trainer(tmp_path / "ours", Static(), rows, schedule=Schedule(update_step=2))
+    ours.train()
+    assert len(Ledger(tmp_path / "ours").segments()) >= 4
+    for one, other in zip(stock.model.parameters(), ours.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(next(iter(stock.model.parameters())), next(iter(make_model().parameters())))
