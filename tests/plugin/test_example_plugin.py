@@ -36,6 +36,7 @@ def test_it_is_in_the_list_with_parameters_and_source(site: Path) -> None:
     assert "near_median" in result.stdout
     assert "width" in result.stdout
     assert "2309.04564" in result.stdout
+    assert "near_median  (package dataflex-near-median 0.1.0)" in result.stdout
 
 
 def test_a_config_names_it(site: Path, tmp_path: Path) -> None:
@@ -50,6 +51,25 @@ def test_a_config_names_it(site: Path, tmp_path: Path) -> None:
     result = run(site, "-c", script, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "NearMedian(width=0.25)" in result.stdout
+
+
+def test_a_run_that_a_config_describes_is_planned_with_it(site: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llamafactory", reason="LLaMA-Factory is not installed")
+    (tmp_path / "toy.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 60)
+    (tmp_path / "dataset_info.json").write_text('{"toy": {"file_name": "toy.jsonl"}}')
+    (tmp_path / "components.yaml").write_text("middle: {name: near_median, params: {width: 0.25}}")
+    (tmp_path / "config.yaml").write_text(
+        "{model_name_or_path: model, stage: sft, do_train: true, finetuning_type: lora, dataset: toy, dataset_dir: ., "
+        "template: default, output_dir: saves, per_device_train_batch_size: 1, gradient_accumulation_steps: 1, "
+        "train_type: dynamic_select, components_cfg_file: components.yaml, component_name: middle, "
+        "warmup_step: 10, update_step: 10, update_times: 2}"
+    )
+    result = run(site, "-m", "dataflex.cli.main", "plan", "config.yaml", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "'near_median' is code of module 'dataflex_near_median.near_median'" in result.stdout
+    wrong = run(site, "-m", "dataflex.cli.main", "plan", "config.yaml", "component.params.widht=1.0", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "'widht' (did you mean 'width'?)" in wrong.stderr
 
 
 def test_a_trainer_takes_it_as_a_value(site: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from dataflex.algorithms.select.delta_loss import DeltaLoss
@@ -29,7 +29,22 @@ ENTRY_POINT_GROUPS = {"selectors": "dataflex.selectors"}
 
 def selector_names() -> list[str]:
     """Names of all methods at hand, ours first."""
-    return [*SELECTORS, *sorted(e.name for e in entry_points(group="dataflex.selectors") if e.name not in SELECTORS)]
+    return [*SELECTORS, *sorted({e.name for e in _entry_points()} - set(SELECTORS))]
+
+
+def hidden_by_ours() -> list[tuple[str, str]]:
+    """Name and package of entry points that cannot be reached: a method of ours has the name."""
+    return sorted((e.name, package_of(e)) for e in _entry_points() if e.name in SELECTORS)
+
+
+def foreign_packages(name: str) -> list[str]:
+    """The installed packages that offer a method of this name, as ``package version``; none for ours."""
+    return [] if name in SELECTORS else [package_of(e) for e in _entry_points(name)]
+
+
+def package_of(entry_point: EntryPoint) -> str:
+    """The package that an entry point belongs to, as ``package version``."""
+    return f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else "an unknown package"
 
 
 def foreign_module(name: str) -> str | None:
@@ -38,14 +53,15 @@ def foreign_module(name: str) -> str | None:
         return None
     if ":" in name:
         return name.partition(":")[0]
-    return next((e.module for e in entry_points(group=ENTRY_POINT_GROUPS["selectors"]) if e.name == name), None)
+    # Not ``EntryPoint.module``, which fails for a value that is no path.
+    return next((e.value.partition(":")[0].strip() for e in _entry_points(name)), None)
 
 
 def selector_class(name: str) -> type:
     """Return the class of a method: one of ours, an entry point of another package, or ``package.module:Class``.
 
     Raises:
-        ConfigError: nothing of that name, or it cannot be imported.
+        ConfigError: nothing of that name, or several packages have one, or it cannot be imported.
     """
     if name in SELECTORS:
         return SELECTORS[name]
@@ -53,11 +69,21 @@ def selector_class(name: str) -> type:
         module_name, _, class_name = name.partition(":")
         hint = "; check the names, and that its folder is on PYTHONPATH"
         return _imported(name, lambda: getattr(importlib.import_module(module_name), class_name), hint)
-    for entry_point in entry_points(group=ENTRY_POINT_GROUPS["selectors"]):
-        if entry_point.name == name:
-            return _imported(name, entry_point.load, " from its package; install that package again")
+    found = _entry_points(name)
+    if len({e.value for e in found}) > 1:
+        raise ConfigError(
+            f"method {shown(name)} is offered by {' and by '.join(map(package_of, found))}; name the one that is "
+            f"meant as {' or as '.join(shown(e.value) for e in found)}"
+        )
+    if found:
+        return _imported(name, found[0].load, " from its package; install that package again")
     names = selector_names()
     raise ConfigError(f"there is no method named {shown(name)}{did_you_mean(name, names)}; known: {', '.join(names)}")
+
+
+def _entry_points(name: str | None = None) -> list[EntryPoint]:
+    """What other packages offer, all of it or under one name."""
+    return [e for e in entry_points(group=ENTRY_POINT_GROUPS["selectors"]) if name in (None, e.name)]
 
 
 def _imported(name: str, load: Callable[[], Any], hint: str) -> Any:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from dataflex.algorithms.catalog import selector_class, selector_names
+from dataflex.algorithms.catalog import foreign_packages, hidden_by_ours, selector_class, selector_names
 from dataflex.cli.config import PACKAGE_COMPONENTS, find_components, read_presets
 from dataflex.core.errors import ConfigError
 
@@ -18,24 +19,52 @@ def components(file: str | None) -> None:
     """Print all methods and the presets of the shipped file and of ``file``."""
     console = Console()
     for name in selector_names():
-        try:
-            cls = selector_class(name)
-        except ConfigError as error:  # another package's; it must not hide the rest
-            console.print(f"[bold]{name}[/bold]  {error}\n", highlight=False)
-            continue
-        console.print(f"[bold]{name}[/bold]  {(cls.__doc__ or '').strip().splitlines()[0]}")
-        hints = typing.get_type_hints(cls)
-        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
-        for field in dataclasses.fields(cls):
-            default = "required" if field.default is dataclasses.MISSING else repr(field.default)
-            table.add_row(f"    {field.name}", default, _type_name(hints[field.name]))
-        console.print(table)
-        console.print(f"    source: {getattr(cls, 'source', '')}\n", highlight=False)
+        _print_method(console, name)
+    for name, package in hidden_by_ours():
+        _print(console, f"{name} of {package} is hidden by ours; name it as package.module:Class\n")
     for path in [PACKAGE_COMPONENTS, *([find_components(file)] if file else [])]:
-        console.print(f"presets of {_shown(path)}", highlight=False)
+        _print(console, f"presets of {_shown(path)}")
         for preset, content in read_presets(path).items():
             content = content or {}
-            console.print(f"    {preset}: {content.get('name', preset)} {content.get('params') or ''}", highlight=False)
+            _print(console, f"    {preset}: {content.get('name', preset)} {content.get('params') or ''}")
+
+
+def _print_method(console: Console, name: str) -> None:
+    """A method's first line, its parameters with defaults and types, its source; or why it has none of them."""
+    packages = foreign_packages(name)
+    heading = Text.assemble((name, "bold"), f"  (package {', '.join(packages)})" if packages else "")
+    try:
+        cls = selector_class(name)
+        first_line, rows = _described(cls)
+    except Exception as error:  # another package's code; whatever it does, it must not hide the rest
+        why = " ".join(str(error).split())
+        if not isinstance(error, ConfigError):
+            why = f"its parameters cannot be read ({type(error).__name__}: {why})"
+        _print(console, heading.append(f"  cannot be used: {why}\n"))
+        return
+    _print(console, heading.append(f"  {first_line}"))
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+    _print(console, f"    source: {getattr(cls, 'source', '')}\n")
+
+
+def _described(cls: type) -> tuple[str, list[tuple[str, str, str]]]:
+    """The first line of a class's docstring; name, default and type of each parameter."""
+    hints = typing.get_type_hints(cls)
+    rows = []
+    for field in dataclasses.fields(cls):
+        default = "required" if field.default is dataclasses.MISSING else repr(field.default)
+        if field.default_factory is not dataclasses.MISSING:
+            default = repr(field.default_factory())
+        rows.append((f"    {field.name}", default, _type_name(hints[field.name])))
+    return next(iter((cls.__doc__ or "").strip().splitlines()), ""), rows
+
+
+def _print(console: Console, line: str | Text) -> None:
+    """Print as it is: brackets in other people's texts are no markup."""
+    console.print(line, highlight=False, markup=False)
 
 
 def _type_name(hint: object) -> str:
