@@ -5,22 +5,29 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 LATEST := .venv-latest
+LOWEST := .venv-lowest
+# What needs no LLaMA-Factory; a test among them that does is skipped and says so.
+WITHOUT_FACTORY := src tests/core tests/algorithms tests/ledger tests/cli tests/signals tests/train tests/trl \
+	tests/plugin tests/distributed
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install install-latest demo test test-latest test-fast faults lint format types clean
+.PHONY: help install install-latest install-lowest demo test test-latest test-lowest test-fast faults lint format clean
 
 help: ## list the verbs
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 17
 
 install: $(INSTALLED) ## make .venv and install everything, LLaMA-Factory included
 
 install-latest: $(LATEST)/.installed ## make .venv-latest: the newest tested packages, no LLaMA-Factory
 
+install-lowest: $(LOWEST)/.installed ## make .venv-lowest: the oldest supported packages, no LLaMA-Factory
+
 $(INSTALLED): WHAT := -e '.[llamafactory,quickstart,dev]'
 $(LATEST)/.installed: WHAT := -e '.[latest,test]'
+$(LOWEST)/.installed: WHAT := -e '.[lowest,test]'
 
-$(INSTALLED) $(LATEST)/.installed: pyproject.toml
+$(INSTALLED) $(LATEST)/.installed $(LOWEST)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "Installing into $(@D) (up to several GB, a few minutes) ..."
@@ -41,8 +48,10 @@ test: $(INSTALLED) ## all tests, those without a model first
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-latest: $(LATEST)/.installed ## the tests that need no LLaMA-Factory, with the newest tested packages
-	@OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest src tests/core tests/algorithms tests/ledger tests/cli \
-		tests/signals tests/train tests/trl tests/plugin tests/distributed
+	@OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -rs $(WITHOUT_FACTORY)
+
+test-lowest: $(LOWEST)/.installed ## the same with the oldest supported packages; not part of CI
+	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -rs $(WITHOUT_FACTORY)
 
 test-fast: $(INSTALLED) ## tests without a model
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest src tests/core tests/algorithms tests/ledger tests/cli tests/report

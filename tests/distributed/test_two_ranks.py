@@ -12,12 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
+from packaging.version import Version
+from transformers import Trainer
 
 from dataflex.core.order import Geometry, deal
 from dataflex.ledger.ledger import Ledger
 
 PROGRAM = Path(__file__).with_name("two_ranks_program.py")
 WITHOUT_LABELS = [0, 17, 40]
+# Static's epochs end short of a micro-batch here; older versions have no hook to resume in one.
+RESUMES_SHORT_EPOCHS = hasattr(Trainer, "_run_epoch")
+# Older versions take the batch per device from the checkpoint, whatever the arguments say.
+OBEYS_BATCH_SIZE = Version(transformers.__version__) >= Version("5.2")
 
 
 def launch(output_dir: Path, world_size: int, method: str, *fault: str) -> subprocess.CompletedProcess[str]:
@@ -104,6 +111,8 @@ def weights(run: Path) -> dict:
 
 def test_two_ranks_resume_bit_by_bit(runs, tmp_path: Path) -> None:
     method, _, two = runs
+    if method == "static" and not RESUMES_SHORT_EPOCHS:
+        pytest.skip("this transformers has no Trainer._run_epoch: an epoch that ends short is not resumed")
     # delta_loss decides at steps 1, 3 and 6: inside; static every two steps: at a boundary
     run = start(cut_after(two, 4, tmp_path / "cut"), 2, method)
     full, resumed = weights(two), weights(run)
@@ -123,6 +132,8 @@ def test_another_number_of_ranks_goes_on_with_the_recorded_rows(
     runs, tmp_path: Path, before: int, after: int, step: int
 ) -> None:
     method, one, two = runs
+    if not (RESUMES_SHORT_EPOCHS if method == "static" else OBEYS_BATCH_SIZE):
+        pytest.skip("this transformers resumes neither short epochs nor with another batch per device")
     full = {1: one, 2: two}[before]
     run = cut_after(full, step, tmp_path / "cut")
     if method == "static":  # its order is the host's, which depends on the number of ranks

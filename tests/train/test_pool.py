@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, List, Sequence, Value, concatenate_datasets
+from datasets import Dataset, Features, Sequence, Value, concatenate_datasets
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -148,7 +148,7 @@ def test_an_empty_row_among_others() -> None:
 
 def test_lists_of_one_fixed_length() -> None:
     rows = [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [4, 5, 6], "labels": [-100, -100, 6]}]
-    fixed = Features({name: List(Value("int64"), length=3) for name in ("input_ids", "labels")})
+    fixed = Features({name: Sequence(Value("int64"), length=3) for name in ("input_ids", "labels")})
     pool = read_pool(Dataset.from_list(rows, features=fixed))
     assert pool.info.num_label_tokens_N.tolist() == [2, 1]
     assert pool.digest == read_pool(rows).digest
