@@ -94,23 +94,59 @@ def test_without_llamafactory_the_python_api_works_and_that_is_a_note(found: dic
     assert "dataflex-cli train needs it" in note
 
 
-def test_a_package_below_our_lowest_version_is_named_with_it() -> None:
-    (problem,) = diagnose({"torch": "2.13.0", "transformers": "4.40.0"})
-    assert problem.startswith("transformers 4.40.0 is installed, dataflex needs >=4.55;")
-    assert problem.endswith("run pip install --upgrade 'transformers>=4.55'")
+def requirements(monkeypatch: pytest.MonkeyPatch, **lines: list[str]) -> None:
+    """Give packages these requirements."""
+    monkeypatch.setattr(doctor_module, "requires", lambda package: lines.get(package))
 
 
-def test_bounds_of_llamafactory_that_are_broken_are_read_from_its_metadata(
-    monkeypatch: pytest.MonkeyPatch,
+OURS = ["torch>=2.6", "transformers>=4.56.1", "trl>=0.24; extra == 'trl'", "torchaudio>=99; extra == 'other'"]
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "bound"),
+    [("torch", "2.5.1+cu124", ">=2.6"), ("transformers", "4.56.0", ">=4.56.1"), ("trl", "0.23.1", ">=0.24")],
+)
+def test_a_package_below_our_lowest_version_is_named_with_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, number: str, bound: str
 ) -> None:
-    def bounds(package: str) -> list[str]:
-        return ["trl<=0.24.0,>=0.18.0", "galore-torch; extra == 'galore'"] if package == "llamafactory" else []
+    requirements(monkeypatch, dataflex=OURS)
+    (problem,) = diagnose({"torch": "2.13.0", "transformers": None, "trl": None, "torchaudio": "2.11.0", name: number})
+    said = f"{name} {number} is installed, dataflex needs {bound}; run pip install --upgrade '{name}{bound}'"
+    assert problem == said
 
-    monkeypatch.setattr(doctor_module, "requires", bounds)
-    (problem,) = diagnose({**GOOD, "trl": "1.16.0"})
-    assert "trl 1.16.0 is installed, llamafactory needs" in problem
-    assert problem.endswith(REMEDY)
-    assert diagnose({**GOOD, "trl": "0.24.0"}) == []
+
+def test_the_lowest_versions_themselves_are_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    requirements(monkeypatch, dataflex=OURS)
+    assert diagnose({"torch": "2.6.0+cpu", "transformers": "4.56.1", "trl": "0.24.0", "torchaudio": None}) == []
+
+
+def test_the_bounds_are_those_of_our_own_metadata() -> None:
+    """Every package that we cannot do without, at version 0: each is too old."""
+    needed = ["numpy", "pyarrow", "torch", "transformers", "accelerate", "datasets"]
+    assert {problem.split()[0] for problem in diagnose(dict.fromkeys(needed, "0"))} == set(needed)
+
+
+def test_bounds_of_llamafactory_that_are_broken_are_read_from_its_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds = ["trl<=0.24.0,>=0.18.0", "transformers!=4.57.0,<=5.6.0,>=4.55.0", "deepspeed<=0.18; extra == 'deepspeed'"]
+    requirements(monkeypatch, llamafactory=bounds)
+    fits = {**GOOD, "trl": "0.24.0", "transformers": "5.6.0", "deepspeed": "0.19.0"}
+    assert diagnose(fits) == []
+    for name, number in (("trl", "1.16.0"), ("transformers", "5.6.1"), ("transformers", "4.57.0")):
+        (problem,) = diagnose({**fits, name: number})
+        assert problem.startswith(f"{name} {number} is installed, llamafactory needs ")
+        assert "DISABLE_VERSION_CHECK=1 hides and does not mend" in problem
+        assert problem.endswith(REMEDY)
+    two = diagnose({**fits, "trl": "1.16.0", "transformers": "5.24.0"})
+    assert [problem.split()[0] for problem in two] == ["trl", "transformers"]
+
+
+def test_a_cpu_build_of_torch_beside_a_torchaudio_that_does_not_load_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_module, "_import_failure", lambda module: "OSError: libcudart.so.13 not found")
+    (problem,) = diagnose({**GOOD, "torch": "2.11.0+cpu"})
+    assert "torch 2.11.0+cpu is a CPU build" in problem
+    assert "libcudart.so.13" in problem
+    (other,) = diagnose({**GOOD, "torch": "2.11.0+cpu", "torchaudio": "2.11.0+cpu"})
+    assert "CPU build" not in other
 
 
 def test_an_old_trl_beside_a_new_transformers_is_a_note() -> None:

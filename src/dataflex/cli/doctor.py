@@ -80,6 +80,8 @@ def diagnose(found: dict[str, str | None]) -> list[str]:
         )
     else:
         failure = _import_failure("llamafactory.hparams")
+        if failure is not None and torch.endswith("+cpu") and not torchaudio.endswith("+cpu"):
+            failure = f"torch {torch} is a CPU build, beside which torchaudio {torchaudio} may not load: {failure}"
         if failure is not None:
             problems.append(f"llamafactory cannot be imported ({failure}); run {REMEDY}")
     return problems
@@ -104,31 +106,32 @@ def notes(found: dict[str, str | None]) -> list[str]:
 
 
 def too_old(found: dict[str, str | None]) -> list[str]:
-    """Packages below the lowest version that we support."""
+    """Packages below the lowest version that we support, TRL's included where it is installed."""
     return [
-        f"{problem} run pip install --upgrade '{requirement}'"
-        for requirement, problem in _violations("dataflex", found)
-        if requirement.name in PACKAGES
+        f"{problem}; run pip install --upgrade '{requirement.name}{requirement.specifier}'"
+        for requirement, problem in _violations("dataflex", found, extra="trl")
     ]
 
 
 def out_of_bounds(package: str, found: dict[str, str | None]) -> list[str]:
-    """Installed packages that ``package`` says it does not work with; DISABLE_VERSION_CHECK=1 mends none of them."""
+    """Installed packages that ``package`` says it does not work with."""
     return [
-        f"{problem} run {REMEDY}" for requirement, problem in _violations(package, found) if found.get(requirement.name)
+        f"{problem}, which DISABLE_VERSION_CHECK=1 hides and does not mend; run {REMEDY}"
+        for _, problem in _violations(package, found)
     ]
 
 
-def _violations(package: str, found: dict[str, str | None]) -> list[tuple[Requirement, str]]:
+def _violations(package: str, found: dict[str, str | None], extra: str = "") -> list[tuple[Requirement, str]]:
+    """The requirements of an installed package, those of ``extra`` included, that ``found`` does not meet."""
     try:
         lines = requires(package) or []
     except PackageNotFoundError:
         return []
     needed = [Requirement(line) for line in lines]
     return [
-        (requirement, f"{requirement.name} {number} is installed, {package} needs {requirement.specifier};")
+        (requirement, f"{requirement.name} {number} is installed, {package} needs {requirement.specifier}")
         for requirement in needed
-        if (requirement.marker is None or requirement.marker.evaluate({"extra": ""}))
+        if (requirement.marker is None or requirement.marker.evaluate({"extra": extra}))
         and (number := found.get(requirement.name)) is not None
         and not requirement.specifier.contains(number, prereleases=True)
     ]
