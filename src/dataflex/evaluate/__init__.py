@@ -1,0 +1,1 @@
+"""Judging trained models: one by one, and methods against each other."""
