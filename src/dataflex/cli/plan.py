@@ -59,10 +59,10 @@ def plan(path: str, overrides: list[str], like: str | None = None) -> None:
         return
     llamafactory.refuse_config(config.host)
     speed = recorded_speed(like) if like is not None else None
-    geometry = _geometry(config.host, llamafactory.num_devices())
+    geometry = geometry_of(config.host, llamafactory.num_devices())
     pool = pool_size(config.host)
-    run_plan = _segment_plan(config, geometry, pool)
-    _check_quota(config.selector, run_plan, geometry, pool)
+    run_plan = segment_plan(config, geometry, pool)
+    check_first_quota(config.selector, run_plan, geometry, pool)
     _print_segments(console, config, run_plan, geometry, pool)
     _print_cost(console, config, run_plan, geometry, pool, speed)
     warning = unguided(Method(name=config.method_name, selector=config.selector), run_plan)
@@ -70,7 +70,8 @@ def plan(path: str, overrides: list[str], like: str | None = None) -> None:
         console.print(f"Note: {warning}.", highlight=False, markup=False)
 
 
-def _geometry(host: dict[str, Any], num_devices: int) -> Geometry:
+def geometry_of(host: dict[str, Any], num_devices: int) -> Geometry:
+    """Ranks, accumulation and micro-batch of a config, from its keys and the launch variables."""
     return Geometry(
         world_size=launch_number("NNODES", 1) * launch_number("NPROC_PER_NODE", num_devices),
         accumulation=_number(host, "gradient_accumulation_steps", 1, whole=True),
@@ -78,7 +79,8 @@ def _geometry(host: dict[str, Any], num_devices: int) -> Geometry:
     )
 
 
-def _segment_plan(config: RunConfig, geometry: Geometry, pool: PoolSize) -> SegmentPlan:
+def segment_plan(config: RunConfig, geometry: Geometry, pool: PoolSize) -> SegmentPlan:
+    """The segments of a dynamic config; raises where they cannot be known."""
     assert config.schedule is not None
     follows_host = config.selector.follows_host
     if pool.num_rows is None and (follows_host or config.schedule.update_times <= 0) and not config.schedule.train_step:
@@ -94,7 +96,7 @@ def _segment_plan(config: RunConfig, geometry: Geometry, pool: PoolSize) -> Segm
     )
 
 
-def _check_quota(selector: Any, run_plan: SegmentPlan, geometry: Geometry, pool: PoolSize) -> None:
+def check_first_quota(selector: Any, run_plan: SegmentPlan, geometry: Geometry, pool: PoolSize) -> None:
     """Raise when a decision could not fill its quota; none has more steps than the first."""
     chooses = not (selector.follows_host or selector.serves_warmup or getattr(selector, "replacement", False))
     if chooses and pool.num_rows is not None and run_plan.warmup_step < run_plan.num_steps:
@@ -143,7 +145,7 @@ def _print_cost(
     pool: PoolSize,
     speed: Speed | None,
 ) -> None:
-    passes = _num_passes(config.selector, run_plan)
+    passes = num_passes(config.selector, run_plan)
     if passes == 0:
         console.print("No pass over the pool: choosing costs nothing measurable.", highlight=False)
         return
@@ -168,7 +170,7 @@ def _print_cost(
         console.print(sentence, highlight=False, markup=False)
 
 
-def _num_passes(selector: Any, run_plan: SegmentPlan) -> int:
+def num_passes(selector: Any, run_plan: SegmentPlan) -> int:
     """Passes over the pool in the whole run; in a very long one later segments are taken to be like those before."""
     passes = 0
     counted = {True: 0, False: 0}  # by "is a warm-up"

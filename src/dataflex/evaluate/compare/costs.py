@@ -1,0 +1,64 @@
+"""What a run spent on choosing and on training, read from its ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataflex.core.errors import LedgerError
+from dataflex.ledger.files import read_columns
+from dataflex.ledger.ledger import Ledger
+
+FLOPS_PER_WEIGHT_AND_TOKEN = 2  # of a forward: one multiplication, one addition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Tokens and seconds of one run. Tokens are those of the rows, without padding."""
+
+    num_steps: int
+    trained_tokens: int
+    scored_tokens: int
+    num_passes: int
+    choosing_s: float
+    training_s: float  # the rest of the run's time: saving and logging are in it
+
+    def training_flops(self, num_weights: int, forwards: float) -> float:
+        """``2 x weights x tokens x forwards``.
+
+        Args:
+            num_weights: weights that a token is multiplied with: all but an input embedding of its own.
+            forwards: what a trained token costs, in forward passes (3 with all gradients, 2 with LoRA).
+        """
+        return FLOPS_PER_WEIGHT_AND_TOKEN * num_weights * self.trained_tokens * forwards
+
+    def choosing_flops(self, num_weights: int) -> float:
+        """``2 x weights x tokens``: a scoring pass is a forward."""
+        return FLOPS_PER_WEIGHT_AND_TOKEN * num_weights * self.scored_tokens
+
+
+def read_cost(output_dir: Path) -> Cost:
+    """The cost of a finished run.
+
+    Counted over the segments in force, so that what an interruption made the run repeat is not held against the
+    method; the seconds are those that passed, repetitions included.
+
+    Raises:
+        LedgerError: no record, a damaged one, or one without an end.
+    """
+    ledger = Ledger(output_dir)
+    ends = [line for line in ledger.lines() if line["kind"] == "end"]
+    if not ends:
+        raise LedgerError(f"{ledger.path} records no end of the run; remove {output_dir} to have it trained again")
+    lines = ledger.segments().values()
+    tokens_N = read_columns(ledger.root / "rows.parquet", ["num_tokens"])["num_tokens"]
+    passes = [line["scoring"] for line in lines if line["scoring"] and line["scoring"]["source"] == "measured"]
+    choosing_s = float(ends[-1]["choosing"]["seconds"])
+    return Cost(
+        num_steps=int(ends[-1]["step"]),
+        trained_tokens=sum(int(tokens_N[ledger.rows_of(line)].sum()) for line in lines),
+        scored_tokens=sum(scoring["num_tokens"] for scoring in passes),
+        num_passes=len(passes),
+        choosing_s=choosing_s,
+        training_s=max(0.0, float(ends[-1]["seconds"]["running"]) - choosing_s),
+    )
