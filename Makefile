@@ -12,7 +12,7 @@ WITHOUT_FACTORY := src tests/core tests/algorithms tests/ledger tests/cli tests/
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install install-latest install-lowest demo test test-latest test-lowest test-fast faults lint format clean
+.PHONY: help install install-latest install-lowest demo compare compare-full test test-latest test-lowest test-fast faults lint format clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 17
@@ -41,6 +41,16 @@ demo: $(INSTALLED) ## choose samples while SmolLM2-135M trains on 240 puzzles; a
 	@$(BIN)/dataflex-cli train examples/quickstart/delta_loss.yaml
 	@$(BIN)/python examples/quickstart/show.py saves/quickstart/delta_loss
 	@$(BIN)/dataflex-cli report saves/quickstart/delta_loss
+
+compare: $(INSTALLED) ## five ways of choosing, 3 seeds, on a small model: a table; 20 minutes on 2 cores
+	@$(BIN)/python examples/compare/prepare.py
+	@$(BIN)/dataflex-cli compare examples/compare/compare.yaml
+
+compare-full: $(INSTALLED) ## the same at equal compute as well, then SmolLM2-135M; hours on 2 cores, can be resumed
+	@$(BIN)/python examples/compare/prepare.py
+	@$(BIN)/dataflex-cli compare examples/compare/compare_compute.yaml
+	@$(BIN)/python examples/quickstart/prepare.py
+	@$(BIN)/dataflex-cli compare examples/compare/compare_smollm2.yaml
 
 test: $(INSTALLED) ## all tests, those without a model first
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \

@@ -104,6 +104,16 @@ def audit(
 
 
 @app.command()
+def compare(
+    plan_file: str = typer.Argument(..., metavar="PLAN.yaml", help="Base config, components, seeds, held-out rows."),
+) -> None:
+    """Train the same config under several methods and seeds; say what the differences are worth. Can be resumed."""
+    from dataflex.cli.compare import compare
+
+    raise typer.Exit(compare(plan_file))
+
+
+@app.command()
 def components(
     file: str = typer.Option(None, "--file", help="A components file whose presets to list as well."),
 ) -> None:

@@ -1,4 +1,4 @@
-"""Held-out loss and exact match of the checkpoints of one run; a process of its own, so that a launcher can place it."""
+"""Held-out loss and exact match of the checkpoints of one run: a process of its own, which a launcher can place."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def measure_checkpoints(spec: dict[str, Any]) -> None:
 
     out = Path(spec["out"])
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-    rows: Any = None
+    rows: list[Any] | None = None
     for step, folder in spec["checkpoints"].items():
         if step in found:
             continue
@@ -95,7 +95,7 @@ def measure_checkpoints(spec: dict[str, Any]) -> None:
         template = get_template_and_fix_tokenizer(tokenizer, data_args)
         if rows is None:
             module = get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)
-            rows = list(module["train_dataset"])
+            rows = list(module["train_dataset"] or [])
         # A finetuning_type of lora without an adapter would put one on; as it adds nothing, "full" is the same model.
         finetuning_args.finetuning_type = "lora" if "adapter_name_or_path" in config else "full"
         model = load_model(tokenizer, model_args, finetuning_args, is_trainable=False)

@@ -114,8 +114,8 @@ def caution(num_seeds: int, widths: Sequence[float], num_comparisons: int) -> st
         return f"With {num_seeds} seed nothing can be told from noise; name several seeds. {text}"
     few = f"{num_seeds} seeds see only large effects: " if num_seeds < FEW_SEEDS else f"{num_seeds} seeds were used: "
     return (
-        f"{few}the smallest difference that would have been told from noise (the half-width of the interval) was between "
-        f"{min(known):.4f} and {max(known):.4f}, depending on the pair. {text}"
+        f"{few}the smallest difference that would have been told from noise (the half-width of the interval) was "
+        f"between {min(known):.4f} and {max(known):.4f}, depending on the pair. {text}"
     )
 
 

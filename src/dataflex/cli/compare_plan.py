@@ -1,0 +1,282 @@
+"""The strict reading of a comparison's plan: which configs are trained, with which seeds, and what measures them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dataflex.cli.config import (
+    OUR_KEYS,
+    PACKAGE_COMPONENTS,
+    RunConfig,
+    build,
+    check_host_keys,
+    load_files,
+    split_config,
+)
+from dataflex.cli.plan import check_first_quota, geometry_of, num_passes, pool_size, segment_plan
+from dataflex.core.errors import ConfigError, did_you_mean, shown
+
+BUDGETS = ("steps", "compute", "both")
+METRICS = ("loss", "exact_match")
+COMPONENT_KEYS = ("name", "component_name", "params")
+# Always compared: the method, what it is called in the tables, and its preset in the package's components file.
+ALWAYS = {"static": ("static", "static"), "random": ("random", "random"), "length": ("length", "longest")}
+# Of a base config; compare says these itself.
+SET_HERE = ("output_dir", "overwrite_output_dir", "seed", "train_step", "max_steps", "num_train_epochs")
+# Of a config that trains and means nothing, or another thing, where rows are only measured.
+NOT_MEASURED = (
+    "eval_dataset",
+    "val_size",
+    "max_samples",
+    "packing",
+    "neat_packing",
+    "deepspeed",
+    "fsdp",
+    "num_samples",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutKeys:
+    """``held_out`` of a plan: ``dataset``, a name in the base's dataset_dir, or ``file``, alpaca rows."""
+
+    dataset: str | None = None
+    file: str | None = None
+    metric: str = "loss"
+    points: int = 4  # at which the curves are measured, the end included
+
+    def __post_init__(self) -> None:
+        if (self.dataset is None) == (self.file is None):
+            raise ConfigError("name either a dataset or a file")
+        if self.metric not in METRICS:
+            hint = did_you_mean(self.metric, METRICS)
+            raise ConfigError(f"metric is {shown(self.metric)}{hint}; it must be one of {', '.join(METRICS)}")
+        if not 1 <= self.points <= 100:
+            raise ConfigError(f"points is {self.points}; it must be from 1 to 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanKeys:
+    """The keys of a plan, each of its type."""
+
+    base: str | dict[str, Any]
+    components: tuple[str | dict[str, Any], ...] = ()
+    seeds: tuple[int, ...]
+    held_out: dict[str, Any]
+    output_dir: str
+    budget: str = "steps"
+    flops: float | None = None  # of the equal compute; left out: what the dearest costs at equal steps
+    launcher: str = ""
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds is {shown(list(self.seeds))}; it must hold one or more different whole numbers")
+        if self.budget not in BUDGETS:
+            hint = did_you_mean(self.budget, BUDGETS)
+            raise ConfigError(f"budget is {shown(self.budget)}{hint}; it must be one of {', '.join(BUDGETS)}")
+        if self.flops is not None and (self.budget == "steps" or not 0 < self.flops < float("inf")):
+            raise ConfigError(f"flops is {self.flops}; it must be above 0, with budget: compute or both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One method of the comparison: its config, without seed, length and place."""
+
+    label: str
+    config: dict[str, Any]
+    parsed: RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A plan that was checked as far as it can be without a model."""
+
+    keys: PlanKeys
+    held_out: HeldOutKeys
+    base: dict[str, Any]
+    methods: list[Method]
+    added: list[str]
+    num_steps: int  # of each run at equal steps
+    launcher: list[str]
+    files: list[Path]  # that the runs read
+
+
+def read_plan(path: str) -> Comparison:
+    """Read and check a plan; starts nothing, loads no model.
+
+    Raises:
+        ConfigError: an unknown key, a wrong value, or a config that cannot be trained.
+    """
+    raw, component = load_files(path, [])
+    if component:
+        raise ConfigError(f"component stands in {path}; a plan names its methods under components")
+    keys = build(PlanKeys, raw, where=f"{path}: ")
+    held_out = build(HeldOutKeys, keys.held_out, where=f"{path}: held_out: ")
+    base = _base(keys)
+    methods, added = _methods(base, keys)
+    num_steps = _check(methods, base)
+    launcher = shlex.split(keys.launcher)
+    if launcher and shutil.which(launcher[0]) is None:
+        raise ConfigError(f"launcher {shown(launcher[0])} is no program that can be found; correct it or leave it out")
+    return Comparison(
+        keys=keys,
+        held_out=held_out,
+        base=base,
+        methods=methods,
+        added=added,
+        num_steps=num_steps,
+        launcher=launcher,
+        files=_files(base, held_out),
+    )
+
+
+def _base(keys: PlanKeys) -> dict[str, Any]:
+    """The base config with the plan's overrides."""
+    if isinstance(keys.base, str):
+        base, component = load_files(keys.base, [])
+    else:
+        base, component = dict(keys.base), keys.base.get("component")
+    if component or "component" in keys.overrides:
+        raise ConfigError("component stands in the base or the overrides; write params under components instead")
+    base = {"train_type": "dynamic_select", **base, **keys.overrides, "output_dir": keys.output_dir}
+    if base["train_type"] != "dynamic_select":
+        raise ConfigError(f"train_type is {shown(base['train_type'])}; a comparison needs train_type: dynamic_select")
+    if base.get("stage", "sft") != "sft":
+        raise ConfigError(f"stage is {shown(base['stage'])}; compare measures held-out answers, which stage sft has")
+    return base
+
+
+def _methods(base: Mapping[str, Any], keys: PlanKeys) -> tuple[list[Method], list[str]]:
+    """The methods that were named, and the baselines that were not, first; and the labels of the latter."""
+    named = [_named(base, given) for given in keys.components]
+    added = []
+    for name, (label, preset) in ALWAYS.items():
+        if not any(_is_baseline(method, name, label) for method in named):
+            own = {"component_name": preset, "components_cfg_file": str(PACKAGE_COMPONENTS)}
+            added.append(_method(label, {**base, **own}, {}))
+    methods = [*added, *named]
+    labels = [method.label for method in methods]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f"two components are called {shown(label)}; give one of them another name")
+    return methods, [method.label for method in added]
+
+
+def _is_baseline(method: Method, name: str, label: str) -> bool:
+    """True when a named method is the baseline ``name``; random and static must go by these names."""
+    if method.parsed.method_name != name or (name == "static" and not method.parsed.selector.follows_host):
+        return False
+    return name == "length" or method.label == label
+
+
+def _named(base: Mapping[str, Any], given: str | dict[str, Any]) -> Method:
+    entry = {"component_name": given} if isinstance(given, str) else dict(given)
+    for key in entry:
+        if key not in COMPONENT_KEYS:
+            hint = did_you_mean(key, COMPONENT_KEYS)
+            raise ConfigError(f"unknown key {shown(key)} of a component{hint}; known: {', '.join(COMPONENT_KEYS)}")
+    if "component_name" not in entry:
+        raise ConfigError(f"component {shown(given)} has no component_name; it must name a preset")
+    label = entry.get("name", entry["component_name"])
+    if not isinstance(label, str) or not label.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise ConfigError(
+            f"a component is called {shown(label)}; use letters, digits, '-', '_' and '.', for it names a folder"
+        )
+    config = {**base, "component_name": entry["component_name"]}
+    return _method(label, config, {"params": entry["params"]} if entry.get("params") else {})
+
+
+def _method(label: str, config: dict[str, Any], component: dict[str, Any]) -> Method:
+    parsed = split_config(config, component)
+    if component:
+        config = {**config, "component": component}
+    return Method(label=label, config=config, parsed=parsed)
+
+
+def _check(methods: list[Method], base: Mapping[str, Any]) -> int:
+    """Check what `plan` checks of a config; returns the number of steps at equal steps."""
+    from dataflex.integrations import llamafactory
+
+    check_host_keys(methods[0].parsed.host, llamafactory.known_keys())
+    llamafactory.refuse_config(methods[0].parsed.host)
+    geometry, pool = geometry_of(methods[0].parsed.host, llamafactory.num_devices()), pool_size(dict(base))
+    chooser = next(method for method in methods if not method.parsed.selector.follows_host)
+    num_steps = segment_plan(chooser.parsed, geometry, pool).num_steps
+    for method in methods:
+        check_first_quota(method.parsed.selector, segment_plan(method.parsed, geometry, pool), geometry, pool)
+    return num_steps
+
+
+def sized(method: Method, num_steps: int, points: int) -> dict[str, Any]:
+    """The config of a method for so many steps, its learning rate following them, saved where it is measured."""
+    config = {key: value for key, value in method.config.items() if key not in SET_HERE}
+    every = max(1, -(-num_steps // points))
+    saving = {"save_strategy": "steps", "save_steps": every, "save_total_limit": None, "save_only_model": False}
+    return {**config, **saving, "train_step": num_steps, "overwrite_output_dir": False}
+
+
+def passes_of(method: Method, num_steps: int) -> int:
+    """Scoring passes of a run of so many steps."""
+    from dataflex.integrations import llamafactory
+
+    assert method.parsed.schedule is not None
+    schedule = dataclasses.replace(method.parsed.schedule, train_step=num_steps)
+    host = {key: value for key, value in method.parsed.host.items() if key != "max_steps"}
+    longer = dataclasses.replace(method.parsed, schedule=schedule, host=host)
+    geometry = geometry_of(host, llamafactory.num_devices())
+    return num_passes(longer.selector, segment_plan(longer, geometry, pool_size(host)))
+
+
+def measuring_config(comparison: Comparison, folder: Path) -> dict[str, Any]:
+    """LLaMA-Factory's keys for reading the model and the held-out rows."""
+    skipped = {*OUR_KEYS, *NOT_MEASURED}
+    config = {key: value for key, value in comparison.base.items() if key not in skipped}
+    config |= {"output_dir": str(folder / "unused"), "do_train": True, "overwrite_cache": True}
+    if comparison.held_out.dataset is not None:
+        return {**config, "dataset": comparison.held_out.dataset}
+    assert comparison.held_out.file is not None
+    file = Path(comparison.held_out.file).resolve()
+    info = {"held_out": {"file_name": str(file)}}
+    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    return {**config, "dataset": "held_out", "dataset_dir": str(folder)}
+
+
+def held_out_files(base: Mapping[str, Any], held_out: HeldOutKeys) -> list[Path]:
+    """The files that hold the held-out rows."""
+    if held_out.file is not None:
+        return [Path(held_out.file)]
+    return _dataset_files(base, held_out.dataset)
+
+
+def _files(base: Mapping[str, Any], held_out: HeldOutKeys) -> list[Path]:
+    """The data and the model's folder, as far as they lie here; raises where the held-out rows are missing."""
+    for file in held_out_files(base, held_out):
+        if not file.is_file() or not file.stat().st_size:
+            raise ConfigError(
+                f"the held-out file {file} {'is empty' if file.is_file() else 'does not exist'}; correct it"
+            )
+    files = [file for file in _dataset_files(base, base.get("dataset")) if file.exists()]
+    model = Path(str(base.get("model_name_or_path", "")))
+    return [*files, *([model] if model.is_dir() else [])]
+
+
+def _dataset_files(base: Mapping[str, Any], names: Any) -> list[Path]:
+    directory = Path(str(base.get("dataset_dir", "data")))
+    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names or []
+    try:
+        info = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{directory / 'dataset_info.json'} cannot be read ({error}); correct dataset_dir") from error
+    for name in names:
+        if name not in info:
+            hint = did_you_mean(name, info)
+            raise ConfigError(f"data set {shown(name)}{hint} is not in {directory / 'dataset_info.json'}; correct it")
+    return [directory / str(info[name]["file_name"]) for name in names if "file_name" in info[name]]
