@@ -74,7 +74,7 @@ def curves(content: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, 
     color = {"field": "method", "type": "nominal", "sort": list(section["methods"]), "title": None}
     line = {"mark": {"type": "line", "point": True}, "encoding": {"x": x, "y": {**y, "field": "value"}, "color": color}}
     band = {
-        "mark": {"type": "rule", "opacity": 0.45},
+        "mark": {"type": "rule", "opacity": 0.7},
         "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": color},
     }
     title = f"{METRICS[metric].capitalize()} (mean over seeds, bars: 95% t intervals)"
@@ -174,7 +174,7 @@ def _aim(section: Mapping[str, Any]) -> str:
         return f"Every run trains {aim['num_steps']} optimizer steps; what choosing costs comes on top."
     lengths = ", ".join(f"{method} {num}" for method, num in aim["num_steps"].items())
     return (
-        f"Every method may spend {aim['flops']:.4g} FLOPs on choosing and training together, which pays for so many steps: "
+        f"Every method may spend {aim['flops']:.4g} FLOPs on choosing and training together. Steps that this pays for: "
         f"{lengths}."
     )
 
