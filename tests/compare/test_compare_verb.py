@@ -1,0 +1,229 @@
+"""The verb: what it refuses, what it trains, and that nothing is repeated that is finished."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dataflex.cli.compare import compare
+from dataflex.core.errors import ConfigError, DataFlexError, LedgerError
+from dataflex.evaluate.compare import runs
+
+
+def results(out):
+    return json.loads((Path(out) / "results.json").read_text())
+
+
+def without_seconds(value):
+    """Results as far as they are no clock's."""
+    if isinstance(value, dict):
+        return {k: without_seconds(v) for k, v in value.items() if k not in ("choosing_s", "training_s")}
+    return [without_seconds(v) for v in value] if isinstance(value, list) else value
+
+
+WRONG = {
+    "unknown key": ({"componets": []}, "unknown parameter 'componets' \\(did you mean 'components'"),
+    "no base": ({"base": None}, "base is missing"),
+    "missing base file": ({"base": "nowhere.yaml"}, "cannot be read"),
+    "no seeds": ({"seeds": []}, "must hold one or more different whole numbers"),
+    "double seed": ({"seeds": [1, 1]}, "must hold one or more different whole numbers"),
+    "seed of a word": ({"seeds": ["one"]}, "seeds is"),
+    "budget": ({"budget": "step"}, "did you mean 'steps'"),
+    "flops at equal steps": ({"flops": 1e9}, "with budget: compute or both"),
+    "metric": ({"held_out": {"dataset": "held_out", "metric": "los"}}, "did you mean 'loss'"),
+    "nothing held out": ({"held_out": {}}, "name either a dataset or a file"),
+    "unknown data set": ({"held_out": {"dataset": "hold_out"}}, "did you mean 'held_out'"),
+    "missing file": ({"held_out": {"file": "nowhere.json"}}, "nowhere.json does not exist"),
+    "unknown preset": ({"components": ["delta_los"]}, "did you mean 'delta_loss'"),
+    "unknown parameter": (
+        {"components": [{"component_name": "loss", "params": {"focuss": "high"}}]},
+        "did you mean 'focus'",
+    ),
+    "unknown key of a component": ({"components": [{"component": "loss"}]}, "did you mean 'component_name'"),
+    "the same name twice": ({"components": ["loss", "loss"]}, "two components are called 'loss'"),
+    "a name that leads elsewhere": ({"components": [{"name": "../x", "component_name": "loss"}]}, "it names a folder"),
+    "launcher": ({"launcher": "no-such-program --now"}, "no program that can be found"),
+    "host key": ({"overrides": {"learning_rat": 1.0}}, "did you mean 'learning_rate'"),
+    "stage": ({"overrides": {"stage": "dpo"}}, "stage sft"),
+    "static training": ({"overrides": {"train_type": "static"}}, "needs train_type: dynamic_select"),
+    "a quota above the pool": ({"overrides": {"update_step": 30}}, "40"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_in_the_plan_is_one_sentence_before_anything_is_started(case, plan, write, in_process):
+    changes, sentence = WRONG[case]
+    with pytest.raises(DataFlexError, match=sentence) as error:
+        compare(write(plan(**changes)))
+    assert "\n" not in str(error.value)
+    assert not in_process
+    assert not Path("out").exists()
+
+
+def test_an_empty_held_out_file_is_refused(plan, write, in_process):
+    Path("none.json").write_text("")
+    with pytest.raises(ConfigError, match="is empty"):
+        compare(write(plan(held_out={"file": "none.json"})))
+
+
+def test_baselines_are_added_and_every_run_has_the_same_steps(plan, write, in_process, capsys):
+    assert compare(write(plan(components=["delta_loss"]))) == 0
+    assert "always compared, hence added: static, random, length" in capsys.readouterr().out
+    methods = results("out")["budgets"]["steps"]["methods"]
+    assert list(methods) == ["static", "random", "length", "delta_loss"]
+    for name, method in methods.items():
+        for run in method["runs"].values():
+            assert run["num_steps"] == 7  # 3 + 2 x 2 of the base
+            assert list(run["curve"]) == ["4", "7"]
+        assert (method["choosing_flops"]["mean"] > 0) == (name == "delta_loss")
+    assert not list(Path("out").rglob("checkpoint-*"))
+    assert not Path("../dataflex_saves").exists()
+    assert {f.name for f in Path("out").glob("results.*")} == {"results.json", "results.md", "results.html"}
+    # What is finished is not done again, and the table is the same.
+    before = results("out")
+    in_process.clear()
+    assert compare(write(plan(components=["delta_loss"]))) == 0
+    assert in_process == []
+    assert results("out") == before
+
+
+def test_seeds_change_the_runs_and_named_baselines_are_not_added(plan, write, in_process, capsys):
+    named = ["static", "random", {"name": "short", "component_name": "shortest"}]
+    assert compare(write(plan(components=named))) == 0
+    assert "hence added" not in capsys.readouterr().out
+    methods = results("out")["budgets"]["steps"]["methods"]
+    assert list(methods) == ["static", "random", "short"]
+    losses = [run["loss"] for method in methods.values() for run in method["runs"].values()]
+    assert len(set(losses)) == 6
+
+
+def test_another_plan_in_the_same_place_trains_again_and_keeps_what_was_there(plan, write, in_process):
+    assert compare(write(plan(seeds=[1]))) == 0
+    first = results("out")
+    in_process.clear()
+    assert compare(write(plan(seeds=[1], overrides={"learning_rate": 1e-3}))) == 0
+    assert [what for what in in_process if not what.startswith("measuring")] == [
+        f"{method}, seed 1" for method in ("static", "random", "length")
+    ]
+    assert len(list(Path("out/runs").rglob("steps-7.old-1"))) == 3
+    assert results("out")["budgets"] != first["budgets"]
+    in_process.clear()
+    Path("data/toy.json").write_text(Path("data/toy.json").read_text().replace("fox", "dog"))
+    compare(write(plan(seeds=[1], overrides={"learning_rate": 1e-3})))
+    assert "random, seed 1" in in_process  # other data under the same name
+
+
+def test_at_equal_compute_the_cheap_train_longer_and_all_spend_nearly_the_same(plan, write, in_process):
+    assert compare(write(plan(components=["delta_loss"], seeds=[1], budget="both"))) == 0
+    found = results("out")["budgets"]
+    lengths = found["compute"]["aim"]["num_steps"]
+    assert lengths["delta_loss"] == 7  # the dearest sets the budget
+    assert lengths["random"] > 7
+    assert lengths["static"] > 7
+    spent = {
+        m: r["choosing_flops"]["mean"] + r["training_flops"]["mean"] for m, r in found["compute"]["methods"].items()
+    }
+    for total in spent.values():  # a step is 4 rows, whose lengths differ
+        assert total == pytest.approx(found["compute"]["aim"]["flops"], rel=0.15)
+    # The learning rate of the longer run ends where its own steps end.
+    folder = next(Path(f"out/runs/random/seed-1/steps-{lengths['random']}").glob("model"))
+    log = json.loads((folder / "trainer_state.json").read_text())
+    assert log["global_step"] == lengths["random"]
+    rates = [entry["learning_rate"] for entry in log["log_history"] if "learning_rate" in entry]
+    assert rates[-1] < 0.05 * max(rates)
+
+
+def test_exact_match_can_be_what_is_compared_from_a_file(plan, write, in_process):
+    rows = json.loads(Path("data/held_out.json").read_text())
+    Path("mine.json").write_text(json.dumps(rows))
+    assert compare(write(plan(seeds=[1], held_out={"file": "mine.json", "metric": "exact_match", "points": 1}))) == 0
+    found = results("out")
+    assert found["metric"] == "exact_match"
+    assert "exact match" in found["budgets"]["steps"]["differences"][0]["sentence"]
+
+
+def test_a_second_comparison_in_the_same_place_is_refused(plan, write, in_process, tmp_path):
+    (tmp_path / "out").mkdir()
+    hold = (
+        "import sys, time; from pathlib import Path; from dataflex.ledger import lock; "
+        "lock.take(Path(sys.argv[1])); print(1, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path / "out" / ".compare.lock")]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        with pytest.raises(LedgerError, match="being written by another run"):
+            compare(write(plan()))
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_failed_run_is_told_the_others_go_on_and_the_next_start_tries_it_again(
+    plan, write, in_process, capsys, monkeypatch
+):
+    whole = runs._run
+
+    def failing(command, log, what):
+        if what == "length, seed 2":
+            log.write_text("some lines\ndataflex-cli: error: the disk is full\n")
+            return f"{what} failed (exit code 2): {runs._last_line(log)}; the whole log: {log}"
+        return whole(command, log, what)
+
+    monkeypatch.setattr(runs, "_run", failing)
+    assert compare(write(plan())) == 1
+    told = capsys.readouterr().out
+    assert "length, seed 2 failed (exit code 2): the disk is full; the whole log: " in told
+    assert "| length (1 failed) |" in told
+    methods = results("out")["budgets"]["steps"]["methods"]
+    assert methods["length"]["failed"] == [2]
+    assert [len(m["runs"]) for m in methods.values()] == [2, 2, 2]
+    monkeypatch.setattr(runs, "_run", whole)
+    in_process.clear()
+    assert compare(write(plan())) == 0
+    assert in_process == ["length, seed 2", "measuring length, seed 2"]
+
+
+def test_a_process_that_fails_gives_its_last_line_and_one_that_cannot_start_its_reason(tmp_path):
+    log = tmp_path / "log"
+    code = "import sys; print('first'); sys.exit('dataflex-cli: error: the last words')"
+    told = runs._run([sys.executable, "-c", code], log, "random, seed 3")
+    assert told == f"random, seed 3 failed (exit code 1): the last words; the whole log: {log}"
+    killed = runs._run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], log, "x")
+    assert killed is not None
+    assert "(signal 9)" in killed
+    assert "cannot be started" in (runs._run([str(tmp_path / "no")], log, "x") or "")
+
+
+def test_killed_anywhere_and_started_again_it_gives_the_same_table(plan, write, in_process, tmp_path):
+    """Real processes, killed with SIGKILL while they train and while they measure; the reference runs through."""
+    config = plan(components=["random", "delta_loss"], seeds=[1])
+    assert compare(write({**config, "output_dir": str(tmp_path / "whole")})) == 0
+    out = tmp_path / "out"
+    path = write(config)
+    model = out / "runs" / "{}" / "seed-1" / "steps-7" / "model"
+    instants = [
+        lambda: Path(str(model).format("static"), "checkpoint-4").exists(),
+        lambda: (out / "runs/static/seed-1/steps-7/measure.json").exists(),
+        lambda: Path(str(model).format("delta_loss"), "dataflex/signals/000001.parquet").exists(),
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for is_there in instants:
+        process = subprocess.Popen([sys.executable, "-m", "dataflex.cli.main", "compare", path], env=env)
+        until = time.monotonic() + 200
+        while not is_there() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+        assert process.poll() is None, "it ended before it could be killed"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert is_there()
+        assert not (out / "results.json").exists()
+    in_process.clear()
+    assert compare(path) == 0
+    assert "static, seed 1" not in in_process  # it had been trained before the second kill
+    assert without_seconds(results(out)) == without_seconds(results(tmp_path / "whole"))
