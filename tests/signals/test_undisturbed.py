@@ -124,3 +124,16 @@ def test_the_training_of_the_next_step_is_bitwise_the_same_with_and_without_a_pa
         return list(model.parameters())
 
     assert all(torch.equal(a, b) for a, b in zip(step(False), step(True), strict=True))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_attention_is_left_to_cudnn_again(before: bool) -> None:
+    model = torch.nn.Linear(2, 2)
+    usual = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(before)
+    try:
+        with undisturbed(model):
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(usual)

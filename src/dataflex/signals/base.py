@@ -1,4 +1,4 @@
-"""The signal protocol, and the two things every model pass needs: eval mode and untouched random streams."""
+"""The signal protocol, and what every model pass needs: eval mode, untouched random streams, kernels for all shapes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     cuda_devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     model.eval()
     try:
-        with torch.random.fork_rng(devices=cuda_devices), torch.no_grad():
+        with torch.random.fork_rng(devices=cuda_devices), torch.no_grad(), _attention_without_plans():
             yield
     finally:
         # Module by module: .train() on the whole would also switch on those that the user had put in eval mode.
@@ -44,3 +44,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             reshard = getattr(module, "reshard", None)
             if callable(reshard):
                 reshard()
+
+
+@contextmanager
+def _attention_without_plans() -> Iterator[None]:
+    """Keep PyTorch from cuDNN's attention: it plans anew for every shape of batch, and nearly each of a pass differs.
+
+    Measured on an H200, a 1B Llama in bf16: 60 ms at the first batch of a shape, which takes 55 ms itself.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

@@ -269,7 +269,8 @@ class Curator:
         return self._seconds["running"] + time.perf_counter() - self._started
 
     def _count(self, rows_Q: np.ndarray) -> None:
-        counts_N = np.bincount(rows_Q, minlength=len(self.pool)).astype(np.int32)
+        # numpy 1.26 counts no uint64, which a method of another package may return.
+        counts_N = np.bincount(rows_Q.astype(np.int64), minlength=len(self.pool)).astype(np.int32)
         self._times_trained_N = self._times_trained_N + counts_N
 
     # beginning, saving, restoring
