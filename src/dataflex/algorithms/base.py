@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from dataflex.core.segment import Progress
 
-__all__ = ["PoolInfo", "Progress", "Selection", "Selector", "SelectorBase", "Signals", "State"]
+__all__ = [
+    "DomainInfo",
+    "Mixer",
+    "Mixture",
+    "Order",
+    "PoolInfo",
+    "Progress",
+    "Selection",
+    "Selector",
+    "SelectorBase",
+    "Signals",
+    "State",
+    "TrainedBatch",
+    "Weigher",
+    "WeigherBase",
+    "Weights",
+]
 
 # Arrays that outlive a decision; saved with every checkpoint and restored exactly.
 State = Mapping[str, np.ndarray]
@@ -23,6 +39,14 @@ SIGNALS = {
     "times_trained": "how often each row was trained before this decision, int32 (no model pass)",
     "file": "scores read from the file that the method's `path` names, float64, NaN where a row is not listed",
     "replay": "the rows that a former run's ledger recorded for this segment, in training order, int64",
+}
+
+# What a mixer may ask for; one entry a domain, float64.
+DOMAIN_SIGNALS = {
+    "domain_loss": "mean training loss per label token since the last decision, NaN where a domain was not trained",
+    "proportions_file": "the proportions in the file that the method's `path` names",
+    "domain_excess_sums": "after every optimizer step: sum over label tokens of max(loss - reference loss, 0)",
+    "domain_tokens": "after every optimizer step: label tokens of the global batch",
 }
 
 
@@ -108,3 +132,146 @@ class SelectorBase:
     def plan_note(self, progress: Progress) -> dict[str, Any]:
         """What is known of a decision before the run, e.g. its window in shares of the pool; for ``plan``."""
         return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainInfo:
+    """What is known of the domains before any model pass; arrays have one entry a domain."""
+
+    names: tuple[str, ...]
+    num_rows_D: np.ndarray  # rows with a label token
+    num_label_tokens_D: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def mean_tokens_D(self) -> np.ndarray:
+        """Label tokens of a row, 0 for a domain without rows."""
+        return self.num_label_tokens_D / np.maximum(1, self.num_rows_D)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """The proportions of the next segment and why."""
+
+    proportions_D: np.ndarray  # >= 0, sum 1, float64; of rows or of label tokens, as the mixer's ``unit`` says
+    decision: str  # "fixed", "drawn", "learned", ...: one word for tables
+    columns_D: Mapping[str, np.ndarray] = field(default_factory=dict)  # per domain: reward, excess ...
+    notes: Mapping[str, Any] = field(default_factory=dict)  # JSON values
+    warnings: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Mixer(Protocol):
+    """A method that chooses proportions of domains. Implementations are frozen keyword-only dataclasses."""
+
+    needs: ClassVar[frozenset[str]]  # of ``DOMAIN_SIGNALS``, read by ``mix``
+    step_needs: ClassVar[frozenset[str]]  # of ``DOMAIN_SIGNALS``, read by ``observe``
+    source: ClassVar[str]
+    unit: Literal["rows", "tokens"]
+
+    @property
+    def max_times(self) -> int | None:
+        """How often a row may be trained in all, before its domain yields its share; None: no limit."""
+        ...
+
+    def needs_at(self, progress: Progress) -> frozenset[str]:
+        """Signals to measure for this decision."""
+        ...
+
+    def init(self, domains: DomainInfo) -> State:
+        """State before the first decision; ``proportions_D`` in it is the mixture of the warm-up."""
+        ...
+
+    def observe(self, state: State, signals: Signals, progress: Progress) -> State:
+        """Take in what one optimizer step measured, sums over the global batch and all ranks; chooses nothing."""
+        ...
+
+    def mix(
+        self, state: State, signals: Signals, progress: Progress, rng: np.random.Generator
+    ) -> tuple[Mixture, State]:
+        """Choose proportions. Pure: the same arguments give the same result."""
+        ...
+
+    def domain_weights(self, state: State) -> np.ndarray | None:
+        """Coefficients of the loss of each domain at the next optimizer step, shape (D,); None: all 1."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedBatch:
+    """Rows of one micro-batch over all ranks, in the order of ``core.order.deal``, as their forward saw them.
+
+    ``token_losses_BxT`` is NaN where a position has no label.
+    """
+
+    losses_B: np.ndarray  # mean over the label tokens of each row; not finite: the row is left out
+    tokens_B: np.ndarray  # label tokens
+    step: int  # optimizer step, 0, 1, 2 ...
+    num_steps: int  # of the whole run
+    columns_B: Mapping[str, np.ndarray] = field(default_factory=dict)  # dataset columns that the weigher names
+    token_losses_BxT: np.ndarray | None = None  # given to weighers with "token_loss" in ``needs``
+
+    def __len__(self) -> int:
+        return len(self.losses_B)
+
+    @property
+    def scored_B(self) -> np.ndarray:
+        """Rows with a label token and a finite loss, bool, shape (B,)."""
+        return np.isfinite(self.losses_B) & (np.asarray(self.tokens_B) > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Coefficients of one micro-batch: loss = sum_i c_i S_i / sum_i T_i, with the host's own token count below."""
+
+    weights_B: np.ndarray  # c_i >= 0, float64
+    token_weights_BxT: np.ndarray | None = None  # c_it >= 0, 0 where no label; multiplied with weights_B
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Weigher(Protocol):
+    """A method that says how much each row counts. Implementations are frozen keyword-only dataclasses."""
+
+    needs: ClassVar[frozenset[str]]  # "loss", "token_loss", "column"
+    source: ClassVar[str]
+
+    def init(self) -> State:
+        """State before the first step."""
+        ...
+
+    def weigh(self, state: State, batch: TrainedBatch) -> tuple[Weights, State]:
+        """Coefficients of one micro-batch over all ranks. Pure; equal rows get equal coefficients."""
+        ...
+
+    def check_rows_in_scope(self, num_rows: int) -> None:
+        """Raise where micro-batches of ``num_rows`` rows over all ranks would make the method a no-op."""
+        ...
+
+
+class WeigherBase:
+    """Defaults that most weighers share."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
+    source: ClassVar[str] = ""
+
+    def init(self) -> State:
+        return {}
+
+    def check_rows_in_scope(self, num_rows: int) -> None:
+        return None
+
+
+@runtime_checkable
+class Order(Protocol):
+    """A method that arranges rows that are already chosen. Implementations are frozen keyword-only dataclasses."""
+
+    source: ClassVar[str]
+    by: Literal["length", "loss", "column", "file"]
+    over: Literal["segment", "run"]
+
+    def arrange(self, scores_Q: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A permutation of 0 .. Q-1, int64: which row comes first, second ... Pure."""
+        ...

@@ -7,12 +7,28 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from dataflex.algorithms.mix.doremi import DoReMi
+from dataflex.algorithms.mix.odm import ODM
+from dataflex.algorithms.mix.random import RandomMix
+from dataflex.algorithms.mix.stages import Stages
+from dataflex.algorithms.mix.static import StaticMix
+from dataflex.algorithms.mix.temperature import Temperature
+from dataflex.algorithms.order.folding import Folding
+from dataflex.algorithms.order.saw import Saw
+from dataflex.algorithms.order.segment import SegmentOrder
+from dataflex.algorithms.order.sorting import Sorting
+from dataflex.algorithms.order.stair import Stair
+from dataflex.algorithms.order.zigzag import Zigzag
 from dataflex.algorithms.select.delta_loss import DeltaLoss
 from dataflex.algorithms.select.length import Length
 from dataflex.algorithms.select.loss import Loss
 from dataflex.algorithms.select.random import Random
 from dataflex.algorithms.select.replay import Replay
 from dataflex.algorithms.select.static import Static
+from dataflex.algorithms.weigh.column import Column
+from dataflex.algorithms.weigh.focal import Focal
+from dataflex.algorithms.weigh.loss import LossWeigher
+from dataflex.algorithms.weigh.self_paced import SelfPaced
 from dataflex.core.errors import ConfigError, did_you_mean, shown
 
 SELECTORS: dict[str, type] = {
@@ -24,12 +40,46 @@ SELECTORS: dict[str, type] = {
     "replay": Replay,
 }
 
-ENTRY_POINT_GROUPS = {"selectors": "dataflex.selectors"}
+MIXERS: dict[str, type] = {
+    "static": StaticMix,
+    "random": RandomMix,
+    "temperature": Temperature,
+    "stages": Stages,
+    "odm": ODM,
+    "doremi": DoReMi,
+}
+
+WEIGHTERS: dict[str, type] = {"column": Column, "loss": LossWeigher, "focal": Focal, "self_paced": SelfPaced}
+
+ORDERS: dict[str, type] = {
+    "sorting": Sorting,
+    "folding": Folding,
+    "zigzag": Zigzag,
+    "stair": Stair,
+    "saw": Saw,
+    "segment": SegmentOrder,
+}
+
+# By the section of a components file. "weighters" is the user guide's word; in code a method of it is a weigher.
+COMPONENTS: dict[str, dict[str, type]] = {
+    "selectors": SELECTORS,
+    "mixers": MIXERS,
+    "weighters": WEIGHTERS,
+    "orders": ORDERS,
+}
+
+ENTRY_POINT_GROUPS = {kind: f"dataflex.{kind}" for kind in COMPONENTS}
 
 
 def selector_names() -> list[str]:
-    """Names of all methods at hand, ours first."""
-    return [*SELECTORS, *sorted({e.name for e in _entry_points()} - set(SELECTORS))]
+    """Names of all selectors at hand, ours first."""
+    return component_names("selectors")
+
+
+def component_names(kind: str) -> list[str]:
+    """Names of all methods of one kind at hand, ours first."""
+    ours = COMPONENTS[kind]
+    return [*ours, *sorted({e.name for e in _entry_points(kind=kind)} - set(ours))]
 
 
 def hidden_by_ours() -> list[tuple[str, str]]:
@@ -58,18 +108,23 @@ def foreign_module(name: str) -> str | None:
 
 
 def selector_class(name: str) -> type:
+    """Return the class of a selector, as ``component_class``."""
+    return component_class("selectors", name)
+
+
+def component_class(kind: str, name: str) -> type:
     """Return the class of a method: one of ours, an entry point of another package, or ``package.module:Class``.
 
     Raises:
         ConfigError: nothing of that name, or several packages have one, or it cannot be imported.
     """
-    if name in SELECTORS:
-        return SELECTORS[name]
+    if name in COMPONENTS[kind]:
+        return COMPONENTS[kind][name]
     if ":" in name:
         module_name, _, class_name = name.partition(":")
         hint = "; check the names, and that its folder is on PYTHONPATH"
         return _imported(name, lambda: getattr(importlib.import_module(module_name), class_name), hint)
-    found = _entry_points(name)
+    found = _entry_points(name, kind)
     if len({e.value for e in found}) > 1:
         raise ConfigError(
             f"method {shown(name)} is offered by {' and by '.join(map(package_of, found))}; name the one that is "
@@ -77,13 +132,13 @@ def selector_class(name: str) -> type:
         )
     if found:
         return _imported(name, found[0].load, " from its package; install that package again")
-    names = selector_names()
+    names = component_names(kind)
     raise ConfigError(f"there is no method named {shown(name)}{did_you_mean(name, names)}; known: {', '.join(names)}")
 
 
-def _entry_points(name: str | None = None) -> list[EntryPoint]:
-    """What other packages offer, all of it or under one name."""
-    return [e for e in entry_points(group=ENTRY_POINT_GROUPS["selectors"]) if name in (None, e.name)]
+def _entry_points(name: str | None = None, kind: str = "selectors") -> list[EntryPoint]:
+    """What other packages offer of one kind, all of it or under one name."""
+    return [e for e in entry_points(group=ENTRY_POINT_GROUPS[kind]) if name in (None, e.name)]
 
 
 def _imported(name: str, load: Callable[[], Any], hint: str) -> Any:

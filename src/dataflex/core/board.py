@@ -30,7 +30,7 @@ class Board:
     def __len__(self) -> int:
         return len(self.visits_N)
 
-    def with_seen(self, rows_B: np.ndarray, losses_B: np.ndarray, steps_B: np.ndarray) -> Board:
+    def with_seen(self, rows_B: np.ndarray, losses_B: np.ndarray, steps_B: np.ndarray | int) -> Board:
         """The board after these rows were trained, in any order; of several losses of a row the latest counts.
 
         A loss that is not finite is a visit and leaves the value before it; the latest of equal steps is the last
@@ -70,7 +70,7 @@ class Board:
         return np.where(self.last_steps_N >= 0, step - self.last_steps_N, -1)
 
     def signals(self, step: int, *, max_age: int | None = None) -> dict[str, np.ndarray]:
-        """What methods with ``source: reuse`` read: ``loss``, NaN where unseen or older than ``max_age``; ``age``; ``visits``."""
+        """What ``source: reuse`` reads: ``loss``, NaN where unseen or older than ``max_age`` steps; ``age``; ``visits``."""
         age_N = self.ages(step)
         known_N = (age_N >= 0) & (True if max_age is None else age_N <= max_age)
         return {

@@ -89,8 +89,12 @@ def select_then_mix(
     return mix_then_select(np.concatenate([shuffled, others]), domain_N, counts_D)
 
 
-def multiply_weights(weights_KxB: Sequence[np.ndarray], *, mean_one: bool = False) -> np.ndarray:
+def multiply_weights(
+    weights_KxB: Sequence[np.ndarray], *, mean_one: bool = False, scored_B: np.ndarray | None = None
+) -> np.ndarray:
     """The product of all weighers' coefficients, divided by its mean over the scope if ``mean_one``; shape (B,).
+
+    Rows outside of ``scored_B`` (no label token, no finite loss) are in no mean; a row that a weigher gave 0 is.
 
     >>> multiply_weights([np.array([2.0, 1, 1, 0]), np.array([0.5, 1, 1.5, 1])], mean_one=True).round(6).tolist()
     [1.142857, 1.142857, 1.714286, 0.0]
@@ -101,7 +105,8 @@ def multiply_weights(weights_KxB: Sequence[np.ndarray], *, mean_one: bool = Fals
     product_B = np.prod(np.stack([np.asarray(c_B, dtype=np.float64) for c_B in weights_KxB]), axis=0)
     if not mean_one:
         return product_B
-    mean = product_B.mean() if len(product_B) else 1.0
+    counted = product_B if scored_B is None else product_B[scored_B]
+    mean = counted.mean() if len(counted) else 1.0
     if mean == 0:
         raise DataFlexError("normalize: mean_one divides by the mean of the weights, which are all 0")
     return product_B / mean

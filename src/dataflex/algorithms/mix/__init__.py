@@ -1,0 +1,1 @@
+"""Mixers: from which domains the next samples come; one file a method."""

@@ -1,0 +1,1 @@
+"""Weighers: how much each sample counts in the loss; one file a method."""
