@@ -197,3 +197,31 @@ def test_a_stream_is_refused(tmp_path: Path) -> None:
 def test_reference_losses_made_ahead_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="precompute_ref_log_probs"):
         build("DPO", tmp_path, pairs(), selector=Random(), precompute_ref_log_probs=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_early_stopping_and_the_best_model(tmp_path: Path, kind: str) -> None:
+    """Evaluation, early stopping, the best model at the end and checkpoints of the model only, with rows chosen."""
+    from transformers import EarlyStoppingCallback
+
+    data = DATA[kind]()
+    trainer = build(
+        kind,
+        tmp_path,
+        data,
+        selector=DeltaLoss(),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=100.0)],
+        eval_dataset=data.select(range(6)),
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        save_only_model=True,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+    )
+    trainer.train()
+    assert trainer.state.global_step == 4, "the second evaluation is no 100 better than the first"
+    assert trainer.state.best_model_checkpoint is not None
+    lines = Ledger(tmp_path).segments()
+    assert lines[len(lines) - 1]["start"] <= 4

@@ -71,7 +71,7 @@ def build(
     """A trainer of ``kind`` (SFT, DPO, Reward, KTO); dynamic with a selector, else stock."""
     trainer_class, config = trl_class(f"{kind}Trainer"), trl_class(f"{kind}Config")
     options = arguments.pop("options", Options())
-    extra = {name: arguments.pop(name) for name in ("peft_config", "callbacks") if name in arguments}
+    extra = {name: arguments.pop(name) for name in ("peft_config", "callbacks", "eval_dataset") if name in arguments}
     tokenizer = make_tokenizer()
     model: Any = make_model(tokenizer)
     if kind == "Reward":

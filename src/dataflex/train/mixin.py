@@ -196,7 +196,7 @@ class DynamicDataMixin:
         if checkpoint and self._micro_batches() % curator.geometry.accumulation and not hasattr(Trainer, "_run_epoch"):
             raise DataFlexError(
                 "this version of transformers cannot resume an epoch whose last step is short of micro-batches; "
-                "install transformers>=5.6, or set dataloader_drop_last: true"
+                "install transformers>=5.3, or set dataloader_drop_last: true"
             )
         self._say_length()
         # The chain positions itself; the Trainer's own skipping would rebuild the loader and train nothing.
