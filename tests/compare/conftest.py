@@ -13,7 +13,7 @@ import pytest
 from tests.llamafactory.conftest import base_config, make_rows, tiny_model, write_data  # noqa: F401
 
 os.environ.setdefault("DISABLE_VERSION_CHECK", "1")
-OURS = ("output_dir", "overwrite_output_dir", "seed", "component_name", "num_train_epochs")
+OURS = ("output_dir", "overwrite_output_dir", "seed", "component_name")
 
 
 @pytest.fixture

@@ -202,7 +202,7 @@ def test_a_process_that_fails_gives_its_last_line_and_one_that_cannot_start_its_
 
 def test_killed_anywhere_and_started_again_it_gives_the_same_table(plan, write, in_process, tmp_path):
     """Real processes, killed with SIGKILL while they train and while they measure; the reference runs through."""
-    config = plan(components=["random", "delta_loss"], seeds=[1])
+    config = plan(components=["static", "delta_loss", "random", "longest"], seeds=[1])
     assert compare(write({**config, "output_dir": str(tmp_path / "whole")})) == 0
     out = tmp_path / "out"
     path = write(config)
@@ -215,7 +215,7 @@ def test_killed_anywhere_and_started_again_it_gives_the_same_table(plan, write, 
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     for is_there in instants:
         process = subprocess.Popen([sys.executable, "-m", "dataflex.cli.main", "compare", path], env=env)
-        until = time.monotonic() + 200
+        until = time.monotonic() + 300
         while not is_there() and process.poll() is None and time.monotonic() < until:
             time.sleep(0.01)
         assert process.poll() is None, "it ended before it could be killed"
