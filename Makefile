@@ -42,7 +42,7 @@ demo: $(INSTALLED) ## choose samples while SmolLM2-135M trains on 240 puzzles; a
 	@$(BIN)/python examples/quickstart/show.py saves/quickstart/delta_loss
 	@$(BIN)/dataflex-cli report saves/quickstart/delta_loss
 
-compare: $(INSTALLED) ## five ways of choosing, 3 seeds, on a small model: a table; 20 minutes on 2 cores
+compare: $(INSTALLED) ## five ways of choosing, 3 seeds, on a small model; a table with intervals
 	@$(BIN)/python examples/compare/prepare.py
 	@$(BIN)/dataflex-cli compare examples/compare/compare.yaml
 
