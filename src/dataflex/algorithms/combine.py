@@ -13,10 +13,11 @@ from dataflex.core.compose import MODES
 from dataflex.core.errors import ConfigError, shown
 
 # What a method is for the rules below, by its name in the catalog; another package's class says it by an attribute
-# ``traits``, a set of these words. Methods that are not there yet are named already, so that none comes without its rule.
+# ``traits``, a set of these words. Methods still to come are named already, so that none comes without its rule.
 TRAITS: dict[str, frozenset[str]] = {
     "static": frozenset({"keeps_rows"}),
-    "replay": frozenset({"keeps_rows", "fixes_rows_and_order"}),
+    "replay": frozenset({"keeps_rows", "repeats_rows"}),
+    "delta_loss": frozenset({"compares_with_earlier"}),
     "infobatch": frozenset({"selects_alone", "breaks_under_mean_one"}),
     "rho1": frozenset({"masks_labels"}),
     "focal": frozenset({"weighs_tokens"}),
@@ -60,6 +61,7 @@ class Circumstances:
     host_loss: str | None = None  # a loss function of the host's that replaces the plain one, e.g. dft
     fused_loss: str | None = None  # a fused loss that returns no loss of single rows
     rows_in_scope: int | None = None  # of one micro-batch over all ranks
+    pool_changes: bool = False  # rows enter or leave the pool during the run
     target_overlap: int = 0  # rows of the evaluation or target set whose content is in the pool
     allow_overlap: bool = False
     domain_quotas_D: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -98,8 +100,8 @@ def _check_numbers(c: Combination) -> None:
     for kind, parts in (("selectors", c.selectors), ("mixers", c.mixers)):
         if len(parts) > 1:
             raise ConfigError(
-                f"{len(parts)} {kind} are named ({_names(parts)}), and each decides the same thing; name one, or write a "
-                "method that chains them"
+                f"{len(parts)} {kind} are named ({_names(parts)}), and each decides the same thing; name one, or write "
+                "a method that chains them"
             )
     if c.mode == "select_then_mix" and not (c.selectors and c.mixers):
         raise ConfigError("mode: select_then_mix needs a selector and a mixer; leave mode out, or name both")
@@ -110,26 +112,18 @@ def _check_numbers(c: Combination) -> None:
 def _check_rows(c: Combination) -> None:
     """Selectors that leave no room for another decision on rows."""
     for part in c.selectors:
-        if "fixes_rows_and_order" in part.traits and (c.mixers or c.orders):
+        if "repeats_rows" in part.traits and c.mixers:
             raise ConfigError(
-                f"{part.name} repeats recorded rows in their order, which {_names([*c.mixers, *c.orders])} would change; "
-                "leave one out"
+                f"{part.name} repeats recorded rows, which the mixer {c.mixers[0].name} would change; leave one out"
             )
         if "selects_alone" in part.traits and c.mixers:
             raise ConfigError(
                 f"{part.name} gives the rows it keeps a weight for those it drops, which the mixer {c.mixers[0].name} "
                 "would make wrong; leave one out"
             )
-    weighing = [p for p in (*c.selectors, *c.weighers) if "breaks_under_mean_one" in p.traits]
-    if weighing and c.normalize == "mean_one":
-        raise ConfigError(
-            f"normalize: mean_one cancels the weights by which {weighing[0].name} stays unbiased; set normalize: none"
-        )
-    for part in c.weighers:
-        if "selects_alone" in part.traits and c.selectors:
+        if "breaks_under_mean_one" in part.traits and c.normalize == "mean_one":
             raise ConfigError(
-                f"{part.name} selects and weighs in one and cannot be combined with the selector "
-                f"{c.selectors[0].name}; leave one out"
+                f"normalize: mean_one cancels the weights by which {part.name} stays unbiased; set normalize: none"
             )
 
 
@@ -137,8 +131,8 @@ def _check_order(c: Combination) -> None:
     over = [getattr(part.method, "over", "segment") for part in c.orders]
     if len(c.orders) > 1 and over != ["run", "segment"]:
         raise ConfigError(
-            f"the orders {_names(c.orders)} are over {' and '.join(over)}; two orders compose only as the first over: run "
-            "and the second over: segment"
+            f"the orders {_names(c.orders)} are over {' and '.join(over)}; two orders compose only as the first over: "
+            "run and the second over: segment"
         )
     for part in c.orders:
         if getattr(part.method, "over", "segment") != "run":
@@ -165,8 +159,8 @@ def _check_weights(c: Combination, at: Circumstances) -> None:
     by_token = [p.name for p in c.weighers if "weighs_tokens" in p.traits]
     if masking and by_token:
         raise ConfigError(
-            f"{masking[0]} keeps the tokens of high excess loss and {by_token[0]} weighs them by their probability; leave "
-            "one out"
+            f"{masking[0]} keeps the tokens of high excess loss and {by_token[0]} weighs them by their probability; "
+            "leave one out"
         )
     for part in c.weighers:
         _check_loss(part.name, at)
@@ -182,8 +176,8 @@ def _check_weights(c: Combination, at: Circumstances) -> None:
 def _check_loss(name: str, at: Circumstances) -> None:
     if at.host_loss is not None:
         raise ConfigError(
-            f"{name} weighs the plain loss of each row, and the loss function {shown(at.host_loss)} replaces it; leave "
-            "one out"
+            f"{name} weighs the plain loss of each row, and the loss function {shown(at.host_loss)} replaces it; "
+            "leave one out"
         )
     if at.fused_loss is not None:
         raise ConfigError(
@@ -200,10 +194,16 @@ def _check_data(c: Combination, at: Circumstances) -> None:
                 f"{_names(c.selectors)} draws {int(at.domain_candidates_D[d])} candidates of domain {d}, of which "
                 f"{int(at.domain_quotas_D[d])} are to be trained; raise the number of candidates, or lower the share"
             )
+    for part in c.selectors:
+        if "compares_with_earlier" in part.traits and at.pool_changes:
+            raise ConfigError(
+                f"{part.name} compares each row's loss with an earlier one, and rows enter or leave the pool during "
+                "the run; keep the pool as it is, or choose another selector"
+            )
     if at.target_overlap and not at.allow_overlap:
         raise ConfigError(
-            f"{at.target_overlap} rows of the evaluation or target set are in the training set too, word for word; remove "
-            "them, or set allow_overlap: true"
+            f"{at.target_overlap} rows of the evaluation or target set are in the training set too, word for word; "
+            "remove them, or set allow_overlap: true"
         )
 
 

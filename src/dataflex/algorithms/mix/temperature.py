@@ -42,11 +42,11 @@ class Temperature(MixerBase):
 
     def init(self, domains: DomainInfo) -> State:
         sizes_D = np.asarray(self.sizes_D(domains), dtype=np.float64)
-        with np.errstate(divide="ignore"):
-            logs_D = np.log(sizes_D)
+        full_D = sizes_D > 0
+        exponents_D = np.full(len(sizes_D), -np.inf)
         # Differences to the largest before the division: a tiny temperature would overflow.
-        exponents_D = (logs_D - logs_D.max(initial=-np.inf, where=sizes_D > 0)) / self.temperature
-        return {"proportions_D": softmax(np.where(sizes_D > 0, exponents_D, -np.inf))}
+        exponents_D[full_D] = np.log(sizes_D[full_D] / sizes_D.max(initial=1.0)) / self.temperature
+        return {"proportions_D": softmax(exponents_D)}
 
     def mix(
         self, state: State, signals: Signals, progress: Progress, rng: np.random.Generator

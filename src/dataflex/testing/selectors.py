@@ -1,14 +1,4 @@
-"""What every selector must hold to, ours or another package's.
-
-Another package tests its own method by a subclass in its tests::
-
-    class TestMine(SelectorSuite):
-        @pytest.fixture(params=[SelectorCase(Mine(), signals={"mine": lambda pool, progress, quota: ...})], ids=repr)
-        def case(self, request):
-            return request.param
-
-Every check is a method ``test_...(self, case)``, so that all of them run for every case.
-"""
+"""The checks that every selector must pass, and the pool they run on."""
 
 import dataclasses
 import io
