@@ -10,6 +10,7 @@ from dataflex.algorithms.mix.odm import ODM
 from dataflex.algorithms.mix.rows import count_domains, take_rows
 from dataflex.algorithms.mix.static import StaticMix
 from dataflex.algorithms.mix.user_guide import initial_proportions, with_user_guide_keys
+from dataflex.core.domains import shares
 from dataflex.core.draw import apportion
 from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.core.seeds import segment_rng
@@ -40,7 +41,7 @@ def test_shares_of_tokens_become_rows_by_their_mean_length():
 
 
 @given(
-    st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda p: sum(p) > 0),
+    st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(any).map(lambda p: shares(np.array(p))),
     st.integers(0, 60),
     st.sampled_from(
         [StaticMix(), StaticMix(unit="tokens"), StaticMix(max_repeats=2), StaticMix(exhausted="redistribute")]
