@@ -67,7 +67,7 @@ test-fast: $(INSTALLED) ## tests without a model
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest src tests/core tests/algorithms tests/ledger tests/cli tests/report
 
 faults: $(INSTALLED) ## the long fault tests: 10,000 damaged configs, kills at every place
-	@DATAFLEX_FAULTS=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
+	@DATAFLEX_FAULTS=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/compare
 
 lint: $(INSTALLED) ## ruff and pyright
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

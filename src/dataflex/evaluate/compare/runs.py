@@ -82,14 +82,10 @@ def train(run: Run, launcher: Sequence[str]) -> str | None:
 
 def measure(run: Run, held_out: HeldOut, launcher: Sequence[str]) -> str | None:
     """Measure the checkpoints and the model of a finished run, then remove the checkpoints; as ``train``."""
-    out = run.folder / f"held_out-{held_out.digest[:12]}.json"
-    if str(run.num_steps) in _read(out):
-        return None
     found = {int(path.name.split("-")[1]): path for path in run.model.glob("checkpoint-*")}
     checkpoints = {step: path for step, path in sorted(found.items()) if step < run.num_steps}
-    problem = measure_all(
-        {**checkpoints, run.num_steps: run.model}, held_out, out, launcher, f"{run.method}, seed {run.seed}"
-    )
+    out, what = _measurements(run, held_out), f"{run.method}, seed {run.seed}"
+    problem = measure_all({**checkpoints, run.num_steps: run.model}, held_out, out, launcher, what)
     if problem is None:
         for path in found.values():  # they have served: of a large model they would fill the disk
             shutil.rmtree(path)
@@ -112,8 +108,12 @@ def measure_all(
 
 def measured(run: Run, held_out: HeldOut) -> dict[int, dict[str, Any]]:
     """What was measured of a run, by steps."""
-    found = _read(run.folder / f"held_out-{held_out.digest[:12]}.json")
+    found = _read(_measurements(run, held_out))
     return {int(step): values for step, values in sorted(found.items(), key=lambda item: int(item[0]))}
+
+
+def _measurements(run: Run, held_out: HeldOut) -> Path:
+    return run.folder / f"held_out-{held_out.digest[:12]}.json"
 
 
 def _run(command: Sequence[str], log: Path, what: str) -> str | None:
