@@ -70,7 +70,7 @@ class Board:
         return np.where(self.last_steps_N >= 0, step - self.last_steps_N, -1)
 
     def signals(self, step: int, *, max_age: int | None = None) -> dict[str, np.ndarray]:
-        """What ``source: reuse`` reads: ``loss``, NaN where unseen or older than ``max_age`` steps; ``age``; ``visits``."""
+        """What ``source: reuse`` reads: ``loss``, NaN where unseen or older than ``max_age``; ``age``; ``visits``."""
         age_N = self.ages(step)
         known_N = (age_N >= 0) & (True if max_age is None else age_N <= max_age)
         return {
