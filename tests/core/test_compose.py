@@ -87,6 +87,16 @@ def test_mix_then_select_takes_the_best_of_each_domain_in_their_order(ranking, c
     assert rows_Q == [r for r in ranking if r in best]
 
 
+@given(st.permutations(range(9)), st.permutations(range(9)))
+def test_permuting_the_pool_permutes_the_rows_and_renaming_domains_changes_nothing(order, ranking):
+    plain = mix_then_select(np.array(ranking), DOMAIN_N, np.array([2, 1, 2]))
+    new_name = np.argsort(order)
+    permuted = mix_then_select(new_name[ranking], DOMAIN_N[list(order)], np.array([2, 1, 2]))
+    assert np.array(order)[permuted].tolist() == plain.tolist()
+    renamed = mix_then_select(np.array(ranking), np.array([2, 0, 1])[DOMAIN_N], np.array([1, 2, 2]))
+    assert renamed.tolist() == plain.tolist()
+
+
 def test_a_domain_with_too_few_ranked_rows_is_named_with_both_numbers():
     with pytest.raises(DataFlexError, match="3 rows are wanted of domain 1, of which the selector can draw 2"):
         mix_then_select(np.arange(9), DOMAIN_N, np.array([0, 3, 0]))

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflex.core.consume import capacities, take_from_domains
-from dataflex.core.domains import count_rows, entropy, loss_by_domain, row_shares, share_moved, shares, softmax
+from dataflex.core.domains import (
+    count_rows,
+    entropy,
+    loss_by_domain,
+    row_shares,
+    share_moved,
+    shares,
+    softmax,
+    sum_by_domain,
+)
 from dataflex.core.draw import apportion
 from dataflex.core.errors import DataFlexError
 from dataflex.core.seeds import segment_rng
@@ -17,13 +26,15 @@ positive = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8).map(np.array)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 9) | st.just(math.nan), st.integers(0, 5)), max_size=30))
-def test_losses_by_domain_are_sums_over_tokens_whatever_the_split_over_ranks(rows):
+def test_losses_by_domain_are_sums_over_tokens_and_ranks_add_sums(rows):
     domain_N, sums_N, tokens_N = (np.array(column) for column in zip(*rows, strict=True)) if rows else [np.zeros(0)] * 3
     got_D = loss_by_domain(sums_N, tokens_N, domain_N, 5)
     for d in range(5):
         seen = [(s, t) for dom, s, t in rows if dom == d and t > 0 and not math.isnan(s)]
         wanted = sum(s for s, _ in seen) / sum(t for _, t in seen) if seen else math.nan
         assert got_D[d] == pytest.approx(wanted, nan_ok=True)
+    ranks = [sum_by_domain(tokens_N[r::2], domain_N[r::2], 5) for r in range(2)]
+    assert np.array_equal(ranks[0] + ranks[1], sum_by_domain(tokens_N, domain_N, 5))
 
 
 def test_a_domain_number_outside_is_an_error_with_the_limits():
