@@ -99,6 +99,10 @@ def test_without_capacities_no_domain_is_a_whole_row_off_its_share(proportions, 
     assert np.all(np.abs(counts_D - quota * p_D / p_D.sum()) < 1 + 1e-9)
 
 
+def test_a_tiny_share_beside_a_large_one_that_is_full_takes_the_rest():
+    assert apportion(np.array([1.0, 5e-324, 0.0]), 37, np.array([36, 22, 14])).tolist() == [36, 1, 0]
+
+
 @pytest.mark.parametrize("bad", [-0.1, np.nan, np.inf])
 def test_proportions_that_are_none_are_refused(bad):
     with pytest.raises(DataFlexError, match="finite, not negative"):

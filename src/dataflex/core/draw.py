@@ -126,10 +126,12 @@ def apportion(proportions_D: np.ndarray, quota: int, capacity_D: np.ndarray | No
             "that have a share; lower update_step or widen the proportions"
         )
     counts_D = np.zeros(len(p_D), dtype=np.int64)
-    live_D, p_D = p_D > 0, _scaled(p_D)
+    live_D = p_D > 0
     while quota > 0:
         left = quota - int(counts_D.sum())
-        shares_D = np.where(live_D, p_D, 0.0) / p_D[live_D].sum() * left if live_D.any() else np.zeros(len(p_D))
+        # Scaled anew each time: beside a large share, which may be taken out, a tiny one would vanish.
+        live_p_D = _scaled(np.where(live_D, p_D, 0.0))
+        shares_D = live_p_D / live_p_D.sum() * left if live_D.any() else np.zeros(len(p_D))
         shares_D = np.round(shares_D, 9)  # .05 x 8 and .8 x 8 leave the same remainder .4, but not in binary
         full_D = live_D & (shares_D > capacity_D)
         if full_D.any():
