@@ -112,5 +112,5 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path) -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     line = Ledger(tmp_path / "large").segments()[0]
-    assert "out_of_memory" in str(line), line
+    assert line["scoring"]["out_of_memory"] > 0, "memory did not run out: nothing was tried here"
     np.testing.assert_allclose(scores(tmp_path / "large")[:61], scores(tmp_path / "small"), rtol=1e-5)
