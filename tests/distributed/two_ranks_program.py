@@ -27,7 +27,8 @@ from dataflex.core.plan import Schedule
 from dataflex.signals.loss import LossSignal
 from dataflex.train.indexed import SAMPLE_IDS
 from dataflex.train.mixin import dynamic
-from dataflex.train.settings import Method, Settings
+from dataflex.train.method import Method
+from dataflex.train.settings import Settings
 
 NUM_ROWS = 41  # a prime
 WITHOUT_LABELS = (0, 17, 40)

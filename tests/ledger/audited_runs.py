@@ -24,7 +24,7 @@ from dataflex.ledger.ledger import Ledger
 from dataflex.ledger.lines import digest, seal
 from dataflex.train.measure import Measured
 from dataflex.train.rederive import rederive
-from dataflex.train.settings import Method
+from dataflex.train.method import Method
 
 sys.path.append(str(Path(__file__).parents[1] / "train"))
 from curated_runs import GEOMETRY, SCHEDULE, Run
@@ -134,7 +134,7 @@ def everything_found(output_dir: Path) -> list[Finding]:
         selector = build(SELECTORS[found.facts.method], found.facts.params, where="")
     except (KeyError, ConfigError):
         return found.findings
-    return [*found.findings, *rederive(found, selector)]
+    return [*found.findings, *rederive(found, Method(name=found.facts.method, selector=selector))]
 
 
 def damages(output_dir: Path) -> list[Finding]:

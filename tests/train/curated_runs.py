@@ -16,7 +16,7 @@ from dataflex.ledger.ledger import Ledger
 from dataflex.train.curator import Curator
 from dataflex.train.measure import Measured
 from dataflex.train.pool import Pool
-from dataflex.train.settings import Method
+from dataflex.train.method import Method
 
 NUM_ROWS = 40
 WITHOUT_LABEL = (4, 17)

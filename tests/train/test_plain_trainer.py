@@ -21,7 +21,8 @@ from dataflex.core.errors import DataFlexError
 from dataflex.core.plan import Schedule
 from dataflex.ledger.ledger import Ledger
 from dataflex.train.mixin import dynamic
-from dataflex.train.settings import Method, Settings
+from dataflex.train.method import Method
+from dataflex.train.settings import Settings
 
 VOCAB, NUM_ROWS = 48, 31
 

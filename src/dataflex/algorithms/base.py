@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from dataflex.core.errors import ConfigError
 from dataflex.core.segment import Progress
 
 __all__ = [
@@ -35,6 +36,7 @@ State = Mapping[str, np.ndarray]
 Signals = Mapping[str, np.ndarray]
 
 SIGNALS = {
+    "training_loss": "the loss of each row when it was last trained, float32, NaN where it never was (no model pass)",
     "loss": "mean negative log-likelihood over the label tokens of each row, float32, NaN where it cannot be scored",
     "times_trained": "how often each row was trained before this decision, int32 (no model pass)",
     "file": "scores read from the file that the method's `path` names, float64, NaN where a row is not listed",
@@ -128,6 +130,19 @@ class SelectorBase:
 
     def observe(self, state: State, signals: Signals, progress: Progress) -> State:
         return state
+
+    def rank(self, state: State, signals: Signals, progress: Progress, rng: np.random.Generator) -> np.ndarray:
+        """All rows that may be drawn, best first, int64, shape (M,): what a mixer takes its counts from.
+
+        Not asked of a method whose selection has a column ``weight``: the ranking is then a draw by it.
+
+        Raises:
+            ConfigError: the method has neither.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} gives neither weights nor a ranking, of which a mixer could take its share of each "
+            "domain; leave the mixer out"
+        )
 
     def plan_note(self, progress: Progress) -> dict[str, Any]:
         """What is known of a decision before the run, e.g. its window in shares of the pool; for ``plan``."""

@@ -33,7 +33,7 @@ class Part:
 
     name: str
     method: Any  # the value
-    every: int = 1  # it decides at each ``every``-th segment
+    every: int = 1  # it decides at each ``every``-th decision of the run
 
     @property
     def traits(self) -> frozenset[str]:
@@ -68,13 +68,16 @@ class Circumstances:
     domain_candidates_D: np.ndarray | None = None  # of a selector that draws candidates first (rho, greats)
 
 
-def decides(every: int, segment: int) -> bool:
-    """True: the component decides at this segment; in between its distribution is kept and fresh rows are drawn.
+def decides(every: int, decision: int) -> bool:
+    """True: the component decides now; in between its distribution is kept and fresh rows are drawn.
 
-    >>> [decides(3, segment) for segment in range(5)]
+    Args:
+        decision: number of decisions of the run before this one, warm-ups not counted.
+
+    >>> [decides(3, decision) for decision in range(5)]
     [True, False, False, True, False]
     """
-    return segment % every == 0
+    return decision % every == 0
 
 
 def check_combination(combination: Combination, circumstances: Circumstances | None = None) -> None:
@@ -89,6 +92,12 @@ def check_combination(combination: Combination, circumstances: Circumstances | N
     require_one_of("normalize", c.normalize, ("none", "mean_one"))
     for part in (*c.selectors, *c.mixers, *c.weighers, *c.orders):
         require_range(f"every of {part.name}", part.every, at_least=1)
+    for part in (*c.weighers, *c.orders):
+        if part.every != 1:
+            raise ConfigError(
+                f"every of {part.name} is {part.every}; weighers act at every step and orders on every segment, leave "
+                "it out"
+            )
     _check_numbers(c)
     _check_rows(c)
     _check_order(c)

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dataflex.algorithms.catalog import SELECTORS, selector_class
+from dataflex.algorithms.catalog import COMPONENTS, component_class
+from dataflex.algorithms.combine import Part
 from dataflex.cli.config import build
 from dataflex.core.errors import ConfigError
 from dataflex.ledger.audit import Audit
@@ -20,6 +21,7 @@ from dataflex.ledger.compare import Comparison, compare
 from dataflex.ledger.findings import Finding, damage, note, num_damages
 from dataflex.ledger.ledger import DIRECTORY, Ledger
 from dataflex.ledger.summary import summary
+from dataflex.train.method import Method
 from dataflex.train.rederive import rederive
 
 VERIFIED, DAMAGED, DIFFERENT = 0, 1, 3  # exit codes; 2 is a user's mistake, as in every verb
@@ -63,21 +65,48 @@ def _derive(found: Audit, run_code: bool) -> list[Finding]:
     """Derive the choices again with the method that run.yaml names; other people's code runs only when asked for."""
     if found.facts is None:
         return []
-    name = found.facts.method
-    if name not in SELECTORS and not run_code:
+    recorded = _recorded_parts(found)
+    foreign = sorted({part["method"] for kind, part in recorded if part["method"] not in COMPONENTS[kind]})
+    if foreign and not run_code:
         return [
             note(
                 "choices",
-                f"not derived again: the method {name!r} is not one of this package, and a record must not run code; "
-                "with --run-code it is imported",
+                f"not derived again: the method {', '.join(map(repr, foreign))} is not one of this package, and a "
+                "record must not run code; with --run-code it is imported",
             )
         ]
-    said = [] if name in SELECTORS else [note("choices", f"code of {name!r} was run to derive them again")]
+    said = [note("choices", f"code of {name!r} was run to derive them again") for name in foreign]
     try:
-        selector = build(selector_class(name), found.facts.params, where="run.yaml: ")
+        method = _recorded_method(found, recorded)
     except ConfigError as error:
-        return [*said, (damage if name in SELECTORS else note)("choices", f"the method cannot be built: {error}")]
-    return [*said, *rederive(found, selector)]
+        return [*said, (note if foreign else damage)("choices", f"the method cannot be built: {error}")]
+    return [*said, *rederive(found, method)]
+
+
+def _recorded_parts(found: Audit) -> list[tuple[str, Mapping[str, Any]]]:
+    """Kind, method and parameters of each component that run.yaml names and that decides on rows."""
+    assert found.facts is not None
+    parts = found.run.get("parts", {})
+    beside = [("mixers", parts.get("mix")), *(("orders", order) for order in parts.get("order") or [])]
+    named = [(kind, part) for kind, part in beside if isinstance(part, dict) and isinstance(part.get("method"), str)]
+    return [("selectors", {"method": found.facts.method, "params": found.facts.params}), *named]
+
+
+def _recorded_method(found: Audit, recorded: list[tuple[str, Mapping[str, Any]]]) -> Method:
+    """The components that decided, as run.yaml names them."""
+    built: dict[str, list[Part]] = {"selectors": [], "mixers": [], "orders": []}
+    for kind, part in recorded:
+        value = build(component_class(kind, part["method"]), part.get("params") or {}, where="run.yaml: ")
+        built[kind].append(Part(name=part["method"], method=value, every=part.get("every", 1)))
+    parts = found.run.get("parts", {})
+    together = {name: parts[name] for name in ("every", "mode", "keep") if name in parts}
+    return Method(
+        name=built["selectors"][0].name,
+        selector=built["selectors"][0].method,
+        mixer=built["mixers"][0] if built["mixers"] else None,
+        orders=tuple(built["orders"]),
+        **together,
+    )
 
 
 def _print(console: Console, found: Audit) -> None:

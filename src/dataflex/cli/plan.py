@@ -50,7 +50,8 @@ def plan(path: str, overrides: list[str], like: str | None = None) -> None:
     """
     config = read_config(path, overrides)
     from dataflex.integrations import llamafactory
-    from dataflex.train.settings import Method, unguided
+    from dataflex.train.method import Method
+    from dataflex.train.settings import unguided
 
     check_host_keys(config.host, llamafactory.known_keys())
     console = Console()

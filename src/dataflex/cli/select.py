@@ -44,7 +44,8 @@ def select(
     from dataflex.integrations.selecting import run_select
     from dataflex.ledger.files import write_atomic
     from dataflex.ledger.ledger import Ledger
-    from dataflex.train.settings import Method, Settings
+    from dataflex.train.method import Method
+    from dataflex.train.settings import Settings
     from dataflex.train.wish import Wish
 
     check_host_keys(config.host, llamafactory.known_keys())

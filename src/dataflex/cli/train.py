@@ -37,7 +37,8 @@ def train(path: str, overrides: list[str], *, fresh: bool = False, other_version
 
 def _train_dynamic(config: RunConfig, *, fresh: bool, other_versions: bool) -> None:
     from dataflex.integrations import llamafactory
-    from dataflex.train.settings import Method, Settings
+    from dataflex.train.method import Method
+    from dataflex.train.settings import Settings
 
     assert config.schedule is not None
     settings = Settings(

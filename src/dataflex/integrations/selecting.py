@@ -40,7 +40,7 @@ class _SelectSession(Session):
         pool = read_pool(train_dataset)
         self._settings = replace(self._settings, pool=pool, rows=rows)
         method, geometry = self._settings.method, geometry_of(args)
-        check_files(method.selector, pool, args.output_dir)
+        check_files(method, pool, rows, args.output_dir)
         segment = find_decision(make_plan(self._settings, args, len(pool), geometry), method, self._wish)
         num_rows(self._wish, segment.num_steps * geometry.global_batch, method, pool)
         if self._wish.baseline is not None:

@@ -110,6 +110,8 @@ def _replay(history: History, facts: Facts | None) -> None:
             wrong = [] if cancelled else [f"it cancels segment {line['from_segment']}, which was not recorded before"]
             for segment in cancelled:
                 del in_force[segment]
+        elif line["kind"] == "trained":
+            wrong = _wrong_trained(line, in_force)
         elif line["kind"] == "resume":
             wrong = _wrong_resume(line, in_force, facts)
         else:
@@ -161,6 +163,17 @@ def _against_run(line: Mapping[str, Any], facts: Facts) -> list[str]:
     if line["seed"] != facts.seed:
         wrong.append(f"segment {segment} was chosen with seed {line['seed']}, run.yaml has {facts.seed}")
     return wrong
+
+
+def _wrong_trained(line: Mapping[str, Any], in_force: Mapping[int, Entry]) -> list[str]:
+    """What training showed is said of a segment that is in force."""
+    entry = in_force.get(line["segment"])
+    if entry is None:
+        return [f"it tells of the training of segment {line['segment']}, which is not recorded before it"]
+    steps = [entry.content[name] for name in ("start", "stop")]
+    if steps != [line["start"], line["stop"]]:
+        return [f"it tells of steps {line['start']}-{line['stop']} of a segment that has {steps[0]}-{steps[1]}"]
+    return []
 
 
 def _wrong_resume(line: Mapping[str, Any], in_force: Mapping[int, Entry], facts: Facts | None) -> list[str]:

@@ -59,6 +59,8 @@ HASH = Field(_is_hash, "a sha256")
 OPTIONAL_NUMBERS = NUMBERS._replace(required=False)
 OPTIONAL_MAPPING = MAPPING._replace(required=False)
 
+OPTIONAL_LIST = Field(lambda value: isinstance(value, list), "a list", required=False)
+
 RUN = {
     "run_id": TEXT,
     "fingerprint": MAPPING,
@@ -70,6 +72,8 @@ RUN = {
     "geometry": NUMBERS,
     "seed": SEED,
     "versions": MAPPING,
+    "parts": OPTIONAL_MAPPING,  # mixer, weighers, orders, and how they meet
+    "domains": OPTIONAL_MAPPING,
 }
 SCHEDULE = {"warmup_step": WHOLE, "update_step": WHOLE, "update_times": SEED, "train_step": WHOLE}
 PLAN = {"num_steps": WHOLE, "steps_per_epoch": WHOLE}
@@ -99,6 +103,19 @@ SEGMENT = {
     "trained": HASH,
     "sha256": Field(lambda v: isinstance(v, dict) and "rows" in v and all(map(_is_hash, v.values())), "sha256 values"),
     "previous": HASH,
+    "mix": OPTIONAL_MAPPING,
+    "weigh": OPTIONAL_LIST,
+    "order": OPTIONAL_LIST,
+}
+# What training showed of a segment: losses and label tokens by domain, and the coefficients of a weigher.
+TRAINED = {
+    "segment": WHOLE,
+    "start": WHOLE,
+    "stop": WHOLE,
+    "previous": HASH,
+    "domain_losses": OPTIONAL_NUMBERS,
+    "domain_tokens": OPTIONAL_NUMBERS,
+    "weights": OPTIONAL_NUMBERS,
 }
 ROLLBACK = {"from_segment": WHOLE, "reason": TEXT, "previous": HASH}
 END = {
@@ -109,7 +126,13 @@ END = {
     "choosing": OPTIONAL_MAPPING,
 }
 RESUME = {"step": WHOLE, "geometry": NUMBERS, "versions": MAPPING, "previous": HASH}
-KINDS: dict[str, Mapping[str, Field]] = {"segment": SEGMENT, "rollback": ROLLBACK, "resume": RESUME, "end": END}
+KINDS: dict[str, Mapping[str, Field]] = {
+    "segment": SEGMENT,
+    "rollback": ROLLBACK,
+    "resume": RESUME,
+    "end": END,
+    "trained": TRAINED,
+}
 
 
 def wrong_fields(content: Mapping[str, Any], fields: Mapping[str, Field]) -> list[str]:

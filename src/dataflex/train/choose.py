@@ -13,7 +13,7 @@ import numpy as np
 from dataflex.algorithms.base import Progress
 from dataflex.core.order import Geometry
 from dataflex.core.plan import Schedule, SegmentPlan
-from dataflex.train.decide import decide
+from dataflex.train.decide import Situation, decide, initial_state, part
 from dataflex.train.describe import cost_of_choosing, describe
 from dataflex.train.former import Former
 from dataflex.train.line import segment_line
@@ -69,9 +69,9 @@ class ChooseOnceMixin(DynamicDataMixin):
             f"{method.name}: decision {progress.updates_made + 1} of {progress.total_updates} in this schedule, with "
             f"the model as it is: {quota} of {len(pool)} samples"
         )
-        state = dict(method.selector.init(pool.info))
+        state = initial_state(method, pool.info, self.curator.domains)
         if baseline_N is not None:
-            state = dict(method.selector.observe(state, {"loss": baseline_N}, progress))
+            state |= method.selector.observe(part(state), {"loss": baseline_N}, progress)
         record = self._selection_record(quota, progress)
         self._ledger.begin(record, self._row_columns())  # the pass keeps its batch size there
         # As for an evaluation: the host's precision, nothing that training needs.
@@ -81,24 +81,27 @@ class ChooseOnceMixin(DynamicDataMixin):
         if "loss" in signals:
             scorable_N = scorable_N & np.isfinite(signals["loss"])
         chose = time.perf_counter()
-        selection, rows_Q, _ = decide(
-            method.selector,
-            progress,
-            state=state,
+        at = Situation(
             signals=signals,
+            domain_signals={},
             scorable_N=scorable_N,
+            times_trained_N=np.zeros(len(pool), dtype=np.int32),
+            pool=pool.info,
+            domains=self.curator.domains,
             quota=quota,
             seed=self.curator.seed,
         )
-        columns_N = dict(selection.columns_N)
+        decision = decide(method, progress, state, at)
+        rows_Q, columns_N = decision.rows_Q, dict(decision.selection.columns_N)
         if baseline_N is not None:
             columns_N["initial_loss"] = baseline_N
         now = time.perf_counter()
         line = segment_line(
             _one_segment(quota).segment_at(0),
             method,
-            replace(selection, columns_N=columns_N),
-            rows_Q,
+            replace(decision, selection=replace(decision.selection, columns_N=columns_N)),
+            domains=self.curator.domains,
+            domain_signals={},
             seed=self.curator.seed,
             warnings=[],
             scoring=scoring,
@@ -113,7 +116,7 @@ class ChooseOnceMixin(DynamicDataMixin):
     def _measure(self, progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         signals: dict[str, np.ndarray] = {}
         scoring: dict[str, Any] = {}
-        for name in sorted(self._dataflex.method.selector.needs_at(progress)):
+        for name in sorted(self._dataflex.method.needs_at(progress)):
             if name == "times_trained":
                 signals[name] = np.zeros(len(self.curator.pool), dtype=np.int32)
                 continue

@@ -20,15 +20,18 @@ from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.groups import Groups
 from dataflex.ledger.ledger import Ledger
 from dataflex.train.checkpoint import MARKS, STATE_FILE, read_state, write_state
-from dataflex.train.decide import decide
+from dataflex.train.decide import MIX, Decision, Situation, decide, initial_state, part, prefixed
 from dataflex.train.describe import cost_of_choosing, describe, describe_cost
+from dataflex.train.domains import Domains
 from dataflex.train.former import Former, difference
 from dataflex.train.line import segment_line
 from dataflex.train.measure import Measured
+from dataflex.train.method import Method
 from dataflex.train.metrics import metrics
 from dataflex.train.pool import Pool
 from dataflex.train.ranks import Ranks
-from dataflex.train.settings import Method
+from dataflex.train.seen import Seen
+from dataflex.train.training import Training
 
 
 class Curator:
@@ -54,6 +57,9 @@ class Curator:
         log: Callable[[dict[str, float]], None],
         versions: Mapping[str, str],
         sources: Groups | None = None,
+        domains: Domains | None = None,
+        measure_domains: Callable[[str], np.ndarray] | None = None,
+        training: Training | None = None,
     ) -> None:
         """
         Args:
@@ -63,18 +69,22 @@ class Curator:
             say: tells the person who watches one sentence.
             log: hands numbers to the host's loggers.
             sources: where the rows come from, if that is known.
+            domains: what the mixer mixes; needed beside one.
+            measure_domains: reads a signal by domain that training does not show, given its name (rank 0).
+            training: the losses of the training's own forwards, where a component needs them.
         """
         self.method, self.plan, self.geometry, self.pool = method, plan, geometry, pool
         self.seed, self._ledger, self.ranks, self._versions = seed, ledger, ranks, dict(versions)
         self._measure, self._spot_check = measure, spot_check
         self._host_order, self._say, self._log = host_order, say, log
-        self._sources = sources
+        self._sources, self.domains, self._measure_domains, self.training = sources, domains, measure_domains, training
         self._reset()
 
     def _reset(self) -> None:
         """As before the first step."""
         # What a checkpoint keeps, besides the step:
-        self._state: dict[str, np.ndarray] = dict(self.method.selector.init(self.pool.info))
+        self._state = initial_state(self.method, self.pool.info, self.domains)
+        self._seen = Seen(len(self.pool), self.domains)
         self._times_trained_N = np.zeros(len(self.pool), dtype=np.int32)
         self._scorable_N = self.pool.info.trainable_N.copy()
         self._seconds = {"choosing": 0.0, "running": 0.0}
@@ -123,9 +133,10 @@ class Curator:
 
     def _decide(self, segment: Segment) -> np.ndarray:
         began = time.perf_counter()
-        progress = self.plan.progress(segment)
-        selector = self.method.selector
-        names = sorted(frozenset() if selector.follows_host else selector.needs_at(progress))
+        progress, method = self.plan.progress(segment), self.method
+        self._take_seen()
+        finished = self._finish_segment(segment)
+        names = sorted(frozenset() if method.follows_host else method.needs_at(progress))
         signals: dict[str, np.ndarray] = {}
         scoring: dict[str, Any] = {}
         warnings: list[str] = []
@@ -133,6 +144,8 @@ class Curator:
         for name in names:
             if name == "times_trained":
                 signals[name] = self._times_trained_N.copy()
+            elif name == "training_loss":
+                signals[name] = self._seen.board.last_losses_N
             elif name in kept:
                 scoring = {"source": "ledger", "num_rows": 0, "num_tokens": 0, "seconds": 0.0}
                 if self.ranks.is_main:
@@ -146,10 +159,11 @@ class Curator:
                 if name == "loss":
                     warnings += self.ranks.from_main(lambda m=measured: self._compare(segment, m, signals))
         # In the host's own order nothing is chosen: every rank knows the rows, rank 0 records them.
-        epoch_rows = self._host_order(segment.cycle) if selector.follows_host else None
-        line, rows_Q, numbers = self.ranks.from_main(
-            lambda: self._choose(segment, progress, signals, scoring, warnings, began, epoch_rows)
+        epoch_rows = self._host_order(segment.cycle) if method.follows_host else None
+        line, rows_Q, numbers, mix_state = self.ranks.from_main(
+            lambda: self._choose(segment, progress, signals, scoring, warnings, began, epoch_rows, finished)
         )
+        self._state |= mix_state
         self.ranks.require_equal(rows_Q, f"the decision of segment {segment.index}")
         self._count(rows_Q)
         self.num_decisions += 1
@@ -200,8 +214,9 @@ class Curator:
         warnings: list[str],
         began: float,
         epoch_rows: np.ndarray | None,
-    ) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:
-        """Decide and record one segment: its line, its rows, its numbers (rank 0)."""
+        finished: Mapping[str, Any],
+    ) -> tuple[dict[str, Any], np.ndarray, dict[str, float], dict[str, np.ndarray]]:
+        """Decide and record one segment: its line, its rows, its numbers, the mixer's state after it (rank 0)."""
         quota = segment.num_steps * self.geometry.global_batch
         if "loss" in signals:
             self._scorable_N = self.pool.info.trainable_N & np.isfinite(signals["loss"])
@@ -210,16 +225,12 @@ class Curator:
             first = (segment.start - segment.cycle * self.plan.steps_per_epoch) * self.geometry.global_batch
             rows_Q = epoch_rows[first : first + quota]
             selection = Selection(rows_Q=rows_Q, decision="host order", ordered=True)
+            decision = Decision(selection=selection, rows_Q=rows_Q, state=self._state)
         else:
-            selection, rows_Q, self._state = decide(
-                self.method.selector,
-                progress,
-                state=self._state,
-                signals=signals,
-                scorable_N=self._scorable_N,
-                quota=quota,
-                seed=self.seed,
-            )
+            at = self._situation(progress, signals, quota, finished)
+            decision = decide(self.method, progress, self._state, at)
+        self._state = decision.state
+        rows_Q, selection = decision.rows_Q, decision.selection
         self._check(rows_Q, quota, segment, host=epoch_rows is not None)
         columns_N = dict(selection.columns_N)
         if columns_N:
@@ -229,8 +240,9 @@ class Curator:
         line = segment_line(
             segment,
             self.method,
-            selection,
-            rows_Q,
+            decision,
+            domains=self.domains,
+            domain_signals=self._domain_signals(progress, finished),
             seed=self.seed,
             warnings=warnings,
             scoring=scoring,
@@ -247,7 +259,91 @@ class Curator:
             line = {**recorded, "as_recorded": True}
         else:
             line = self._ledger.append(line, rows_Q, columns_N)
-        return line, rows_Q, metrics(line, rows_Q, columns_N, self._sources)
+        numbers = metrics(line, rows_Q, columns_N, self._sources, finished)
+        return line, rows_Q, numbers, prefixed(MIX, part(self._state, MIX))
+
+    def _situation(
+        self, progress: Progress, signals: Mapping[str, np.ndarray], quota: int, finished: Mapping[str, Any]
+    ) -> Situation:
+        return Situation(
+            signals=signals,
+            domain_signals=self._domain_signals(progress, finished),
+            scorable_N=self._scorable_N,
+            times_trained_N=self._times_trained_N,
+            pool=self.pool.info,
+            domains=self.domains,
+            quota=quota,
+            seed=self.seed,
+        )
+
+    # what training shows
+
+    def _domain_signals(self, progress: Progress, finished: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """What the mixer asks for, one number a domain (rank 0)."""
+        found: dict[str, np.ndarray] = {}
+        for name in sorted(self.method.domain_needs_at(progress)):
+            if name == "domain_loss":
+                assert self.domains is not None
+                losses = finished.get("domain_losses", {})
+                found[name] = np.array([losses.get(domain, np.nan) for domain in self.domains.info.names])
+            else:
+                assert self._measure_domains is not None
+                found[name] = self._measure_domains(name)
+        return found
+
+    def _take_seen(self) -> None:
+        """Bring what was trained since the last call to rank 0 (collective)."""
+        if self.training is not None:
+            entries = self.training.drain()
+            if self.ranks.is_main:
+                self._seen.take(entries)
+
+    def _finish_segment(self, segment: Segment | None) -> dict[str, Any]:
+        """Record what training showed of the segment that was trained, and begin another (rank 0; {} elsewhere).
+
+        Args:
+            segment: the one that comes next; None at the end of the run.
+        """
+        if self.training is None:
+            return {}
+        weights = self.training.weight_statistics()
+        if not self.ranks.is_main:
+            return {}
+        before = self._ledger.segments()
+        number = max(before, default=-1) if segment is None else segment.index - 1
+        finished = {**self._seen.finished(), **({"weights": weights} if weights else {})}
+        line = before.get(number)
+        if line is None:
+            return finished
+        said = {"kind": "trained", "segment": number, "start": line["start"], "stop": line["stop"], **finished}
+        # After a resume at this very step it was said before.
+        known = [old for old in self._ledger.lines() if old["kind"] == "trained" and old["segment"] == number]
+        if not known or any(known[-1].get(key) != value for key, value in said.items()):
+            self._ledger.note(said)
+        return finished
+
+    def after_step(self) -> None:
+        """Take in what the optimizer step showed that is done, where the mixer learns by step (collective)."""
+        mixer = self.method.mixer.method if self.method.mixer is not None else None
+        if mixer is None or not mixer.step_needs or self.training is None:
+            return
+        progress = self.plan.progress(self._current[0]) if self._current else None
+        assert progress is not None
+        signals = self.training.take_step()
+        # On every rank alike, so that the next step's coefficients need no message.
+        self._state |= prefixed(MIX, mixer.observe(part(self._state, MIX), signals, progress))
+
+    def domain_weights(self) -> np.ndarray | None:
+        """Coefficients of the loss of each domain at the present step, shape (D,); None: all 1."""
+        mixer = self.method.mixer
+        return mixer.method.domain_weights(part(self._state, MIX)) if mixer is not None else None
+
+    def rows_of_step(self, step: int) -> np.ndarray:
+        """The rows of the global batch of optimizer step ``step``, which must be of the segment in progress."""
+        assert self._current is not None
+        segment, rows_Q = self._current
+        batch = self.geometry.global_batch
+        return rows_Q[(step - segment.start) * batch : (step - segment.start + 1) * batch]
 
     def _check(self, rows_Q: np.ndarray, quota: int, segment: Segment, *, host: bool) -> None:
         """Methods may come from other packages: what they return is checked before it is recorded."""
@@ -280,20 +376,24 @@ class Curator:
     ) -> None:
         """Claim the run directory and restore a checkpoint, if any, before the first step."""
         self._reset()
-        self.ranks.from_main(lambda: self._begin(run, rows, overwrite=overwrite, checkpoint=checkpoint))
+        restored = self.ranks.from_main(lambda: self._begin(run, rows, overwrite=overwrite, checkpoint=checkpoint))
+        if restored:  # what every rank needs of it
+            self._state |= {name: values for name, values in restored.items() if name.startswith(MIX)}
+            if self.training is not None:
+                self.training.load_arrays(_under("training.", restored))
 
     def _begin(
         self, run: Mapping[str, Any], rows: Mapping[str, Any], *, overwrite: bool, checkpoint: str | None
-    ) -> None:
+    ) -> dict[str, np.ndarray]:
         without_lock = self._ledger.lock()
         if without_lock is not None:
             self._say(without_lock)
         if checkpoint is not None:
-            step = self._restore(Path(checkpoint), run["fingerprint"])
+            step, training = self._restore(Path(checkpoint), run["fingerprint"])
             self._same_base(run)
             self._say(f"going on after step {step}, from {checkpoint}")
             self._go_on_from(step)
-            return
+            return {**prefixed(MIX, part(self._state, MIX)), **training}
         found = self._ledger.claim(run["fingerprint"], overwrite=overwrite)
         if found == "replace":
             self._say(f"the record of an earlier run was moved to {self._ledger.move_aside()}")
@@ -308,6 +408,7 @@ class Curator:
         if self._ledger.segments():
             self._say("no checkpoint had been saved: the run starts again from its first step")
             self._go_on_from(0)
+        return {}
 
     def _go_on_from(self, step: int) -> None:
         self._former.roll_back(step, self.plan)
@@ -333,6 +434,8 @@ class Curator:
 
         Early stopping may leave the last segment's rest untrained.
         """
+        self._take_seen()
+        self._finish_segment(None)
         self.ranks.from_main(lambda: self._end(step, best_checkpoint))
 
     def _end(self, step: int, best_checkpoint: str | None) -> None:
@@ -349,11 +452,15 @@ class Curator:
 
     def save(self, checkpoint: Path, step: int, fingerprint: Mapping[str, Any]) -> None:
         """Write the state that a resume needs into a checkpoint folder (atomic)."""
+        self._take_seen()
         self.ranks.from_main(lambda: self._save(checkpoint, step, fingerprint))
 
     def _save(self, checkpoint: Path, step: int, fingerprint: Mapping[str, Any]) -> None:
         arrays = {f"state.{name}": values for name, values in self._state.items()}
         arrays |= {"times_trained_N": self._times_trained_N, "scorable_N": self._scorable_N}
+        if self.training is not None:
+            arrays |= {f"seen.{name}": values for name, values in self._seen.arrays().items()}
+            arrays |= {f"training.{name}": values for name, values in self.training.state_arrays().items()}
         meta = {
             "step": step,
             "run_id": self._run_id,
@@ -364,7 +471,8 @@ class Curator:
         }
         write_state(checkpoint, arrays, meta)
 
-    def _restore(self, checkpoint: Path, fingerprint: Mapping[str, Any]) -> int:
+    def _restore(self, checkpoint: Path, fingerprint: Mapping[str, Any]) -> tuple[int, dict[str, np.ndarray]]:
+        """Take the state of a checkpoint: the step it was saved at, and what belongs to ``training`` (rank 0)."""
         arrays, meta = read_state(checkpoint)
         expected = {"step", "run_id", "trained", "fingerprint", "world_size", "seconds"} <= meta.keys()
         if not expected or not {"times_trained_N", "scorable_N"} <= arrays.keys():
@@ -382,7 +490,16 @@ class Curator:
                 f"{checkpoint} {why_not}; resume from another checkpoint, or start anew with overwrite_output_dir: true"
             )
         self._run_id = meta["run_id"]
-        self._state = {n.removeprefix("state."): v for n, v in arrays.items() if n.startswith("state.")}
+        self._state = _under("state.", arrays)
         self._times_trained_N, self._scorable_N = arrays["times_trained_N"], arrays["scorable_N"]
         self._seconds = dict(meta["seconds"])
-        return int(meta["step"])
+        training: dict[str, np.ndarray] = {}
+        if self.training is not None:
+            self._seen.load(_under("seen.", arrays))
+            training = {name: values for name, values in arrays.items() if name.startswith("training.")}
+        return int(meta["step"]), training
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from accelerate.utils import send_to_device
 from safetensors import SafetensorError
 
 from dataflex.algorithms.base import SIGNALS, Progress
-from dataflex.core.errors import ConfigError, LedgerError
+from dataflex.core.errors import ConfigError, LedgerError, did_you_mean, shown
 from dataflex.ledger.fingerprint import comparable
 from dataflex.ledger.ledger import Ledger
 from dataflex.signals.adapter import adds_nothing, without_adapter
@@ -23,6 +24,7 @@ from dataflex.signals.file import read_scores
 from dataflex.signals.loss import LossSignal, mean_losses, rows_to_check
 from dataflex.signals.own_loss import ONE_ROW, OwnLossSignal
 from dataflex.signals.sweep import Collective, Sweep, sweep
+from dataflex.train.method import Method, named_files
 from dataflex.train.pool import Pool, holds_media, row_labels
 from dataflex.train.progress import PassProgress
 from dataflex.train.ranks import Ranks
@@ -51,6 +53,7 @@ class Measurer:
         ledger: of this run; keeps the calibrated batch size, and initial losses where the method names no place.
         batch_tokens: padded tokens of a scoring batch, where the user pins it.
         fresh: serve no array from the cache.
+        columns: those of rows.parquet, by which an order may rank.
     """
 
     def __init__(
@@ -64,9 +67,10 @@ class Measurer:
         batch_tokens: int | None,
         fresh: bool,
         say: Callable[[str], None],
+        columns: Mapping[str, Any] | None = None,
     ) -> None:
         self._trainer, self._selector, self._pool, self._ranks, self._say = trainer, selector, pool, ranks, say
-        self._ledger, self._batch_tokens = ledger, batch_tokens
+        self._ledger, self._batch_tokens, self._columns = ledger, batch_tokens, columns or {}
         self._fresh = fresh
         self._told_why = False
         self._signal: LossSignal | OwnLossSignal | None = None  # one a run: its fast path is checked once
@@ -80,6 +84,11 @@ class Measurer:
                 return Measured(values=self._ranks.from_main(self._file))
             case "replay":
                 return Measured(values=self._ranks.from_main(lambda: self._replay(progress)))
+        kind, _, what = name.partition(":")
+        if kind == "column":
+            return Measured(values=number_column(what, self._columns))
+        if kind == "file":
+            return Measured(values=self._ranks.from_main(lambda: self._scores(what)))
         raise ConfigError(f"the method needs a signal {name!r}, which nothing measures; known: {', '.join(SIGNALS)}")
 
     def _loss(self, progress: Progress) -> Measured:
@@ -259,7 +268,10 @@ class Measurer:
         return None
 
     def _file(self) -> np.ndarray:
-        return read_scores(self._selector.path, len(self._pool), self._pool.digest)
+        return self._scores(self._selector.path)
+
+    def _scores(self, path: str) -> np.ndarray:
+        return read_scores(path, len(self._pool), self._pool.digest)
 
     def _replay(self, progress: Progress) -> np.ndarray:
         ledger = replayed_ledger(self._selector.path, self._pool)
@@ -278,8 +290,34 @@ def _columns(features: list[dict[str, Any]], kept: list[str] | None) -> list[dic
     return [{name: value for name, value in feature.items() if name in kept} for feature in features]
 
 
-def check_files(selector: Any, pool: Pool, output_dir: str) -> None:
-    """Read what a method reads from files once before the run: a wrong path is no surprise in its middle."""
+def number_column(name: str, columns: Mapping[str, Any]) -> np.ndarray:
+    """A column of the data as numbers, float64, shape (N,); NaN where a row has none.
+
+    Raises:
+        ConfigError: no such column, or one of texts.
+    """
+    if name not in columns:
+        known = [known for known in columns if known not in ("row", "source_row", "excerpt", "dataset")]
+        raise ConfigError(
+            f"column is {shown(name)}{did_you_mean(name, known)}; columns of the data: {', '.join(known) or 'none'}"
+        )
+    column = columns[name] if isinstance(columns[name], (pa.Array, pa.ChunkedArray)) else pa.array(columns[name])
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
+        raise ConfigError(f"the column {name} holds {column.type}; numbers are needed")
+    return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def check_files(method: Method, pool: Pool, columns: Mapping[str, Any], output_dir: str) -> None:
+    """Read what a method reads from files and columns once before the run: no surprise in its middle."""
+    selector = method.selector
+    for part in (*method.orders, *method.weighers):
+        name = getattr(part.method, "column", None)
+        if name is not None and getattr(part.method, "by", "column") == "column":
+            values_N = number_column(name, columns)
+            if hasattr(part.method, "check_values"):
+                part.method.check_values(values_N)
+    for path in named_files(method):
+        read_scores(path, len(pool), pool.digest)
     if "file" in selector.needs:
         read_scores(selector.path, len(pool), pool.digest)
     if "replay" in selector.needs:

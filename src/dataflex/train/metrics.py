@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ def metrics(
     rows_Q: np.ndarray,
     columns_N: Mapping[str, np.ndarray],
     sources: Groups | None = None,
+    finished: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Numbers of one decision, under ``dataflex/``; those that were not measured are left out.
 
@@ -30,6 +32,7 @@ def metrics(
         rows_Q: the rows that were drawn.
         columns_N: what the decision was made from, one entry per pool row.
         sources: where the rows come from, if that is known.
+        finished: what training showed of the segment before.
     """
     notes, window, scoring = line["notes"], line["window"], line["scoring"]
     values: dict[str, float] = {"segment": line["segment"], "share_of_run": line["share_of_run"]}
@@ -53,7 +56,20 @@ def metrics(
         values |= _shares("draw_share", sources, rows_Q)
         if line["segment"] == 0:  # the pool stays what it is
             values |= _shares("pool_share", sources, np.arange(len(sources.codes_N)))
+    if "mix" in line:
+        proportions, counts = line["mix"]["proportions"], line["mix"]["counts"]
+        values |= {f"proportion/{_metric_name(name)}": value for name, value in proportions.items()}
+        values |= {f"rows/{_metric_name(name)}": value for name, value in counts.items()}
+    for name, loss in (finished or {}).get("domain_losses", {}).items():
+        values[f"domain_loss/{_metric_name(name)}"] = loss
+    for name, value in (finished or {}).get("weights", {}).items():
+        values[f"weight_{name}"] = value
     return {f"{PREFIX}{name}": value for name, value in values.items()}
+
+
+def _metric_name(domain: str) -> str:
+    """A domain's name without what separates parts of a metric's."""
+    return re.sub(r"[^\w.-]+", "_", domain) or "_"
 
 
 def _shares(name: str, sources: Groups, rows: np.ndarray) -> dict[str, float]:

@@ -33,7 +33,16 @@ from dataflex.train.progress import say
 from dataflex.train.python_api import Options, bare_collator, history_table, settings_of
 from dataflex.train.ranks import Ranks, load_cpu_checkpoints_by_index
 from dataflex.train.refuse import refuse_model, refuse_stream, refuse_trainer, refuse_unsupported
-from dataflex.train.settings import Settings, check_quotas, geometry_of, make_fingerprint, make_plan, unguided, versions
+from dataflex.train.settings import (
+    Settings,
+    check_quotas,
+    domains_of_run,
+    geometry_of,
+    make_fingerprint,
+    make_plan,
+    unguided,
+    versions,
+)
 from dataflex.train.source_loss import SourceLoss
 from dataflex.train.sources import find_sources, require_sources
 
@@ -87,6 +96,7 @@ class DynamicDataMixin:
         ranks = Ranks(self.accelerator)  # type: ignore[attr-defined]
         ledger = self._ledger = Ledger(trainer_args.output_dir)
         ranks.require_equal(pool.digest, "the training data")
+        domains = domains_of_run(dataflex, pool, dataflex.rows)
         self.measurer = Measurer(
             self,
             selector=dataflex.method.selector,
@@ -96,6 +106,7 @@ class DynamicDataMixin:
             batch_tokens=dataflex.score_batch_tokens,
             fresh=dataflex.fresh,
             say=say,
+            columns=dataflex.rows,
         )
         sources = find_sources(dataflex.rows)
         self._source_loss = SourceLoss(require_sources(sources)) if dataflex.log_source_loss else None
@@ -114,9 +125,10 @@ class DynamicDataMixin:
             log=lambda numbers: log_off_console(self, numbers),
             versions=versions(),
             sources=sources,
+            domains=domains,
         )
         self._fingerprint = make_fingerprint(dataflex, pool, geometry, ledger)
-        if not dataflex.method.selector.follows_host or dataflex.schedule.train_step:
+        if not dataflex.method.follows_host or dataflex.schedule.train_step:
             trainer_args.max_steps = plan.num_steps
         self.add_callback(EpochCounter(plan.steps_per_epoch, self._micro_batches()))  # type: ignore[attr-defined]
 
@@ -151,7 +163,7 @@ class DynamicDataMixin:
     def _micro_batches(self) -> int:
         """Micro-batches of one rank in one epoch."""
         curator, args = self.curator, self.args  # type: ignore[attr-defined]
-        if not curator.method.selector.follows_host:
+        if not curator.method.follows_host:
             return curator.plan.steps_per_epoch * curator.geometry.accumulation
         return micro_batches_per_pass(len(curator.pool), curator.geometry, drop_last=args.dataloader_drop_last)
 
@@ -161,7 +173,7 @@ class DynamicDataMixin:
         # resume in mid-epoch restores a stream from which the draw was already taken.
         persistent = args.dataloader_persistent_workers and args.dataloader_num_workers > 0
         draws_now = step == 0 if persistent else step % self.curator.plan.steps_per_epoch == 0
-        if self.curator.method.selector.follows_host and draws_now:
+        if self.curator.method.follows_host and draws_now:
             draw_like_a_stock_loader()
 
     def _host_order(self, epoch: int) -> np.ndarray:
@@ -274,7 +286,7 @@ class DynamicDataMixin:
         schedule = self._dataflex.schedule
         segments = list(plan.segments()) if plan.num_steps <= 100_000 else []
         say(
-            f"{self.curator.method.name}: {plan.num_steps} steps in {len(segments) or 'many'} segments over a pool of "
+            f"{self.curator.method.title}: {plan.num_steps} steps in {len(segments) or 'many'} segments over a pool of "
             f"{len(self.curator.pool)} samples, {self.curator.geometry.global_batch} samples a step"
         )
         unbounded = schedule.train_step or math.ceil(args.num_train_epochs * plan.steps_per_epoch)
@@ -291,6 +303,8 @@ class DynamicDataMixin:
             "config": dict(self._dataflex.config),
             "method": self.curator.method.name,
             "params": self.curator.method.params,
+            **({"parts": self.curator.method.parts} if self.curator.method.parts else {}),
+            **({"domains": self.curator.domains.record()} if self.curator.domains else {}),
             "schedule": dict(vars(self._dataflex.schedule)),
             "plan": {"num_steps": plan.num_steps, "steps_per_epoch": plan.steps_per_epoch},
             "geometry": dict(vars(geometry)),

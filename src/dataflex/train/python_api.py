@@ -13,8 +13,9 @@ from dataflex.algorithms.base import Selector
 from dataflex.algorithms.catalog import SELECTORS
 from dataflex.core.plan import Schedule
 from dataflex.ledger.ledger import Ledger
+from dataflex.train.method import Method
 from dataflex.train.pool import read_pool
-from dataflex.train.settings import Method, Settings
+from dataflex.train.settings import Settings
 
 EXCERPT_CHARS, EXCERPT_TOKENS = 500, 200
 OWN_COLUMNS = ("row", "num_tokens", "num_label_tokens", "excerpt", "dataset", "source_row")

@@ -16,7 +16,9 @@ from dataflex.ledger.findings import Finding, damage, note
 from dataflex.ledger.ledger import Ledger
 from dataflex.ledger.run_facts import Facts
 from dataflex.signals.file import read_scores
-from dataflex.train.decide import decide
+from dataflex.train.decide import MIX, Decision, Situation, decide, initial_state, part
+from dataflex.train.domains import domains_of
+from dataflex.train.method import Method
 from dataflex.train.settings import versions
 
 TOLERANCE = 1e-6  # of recorded columns and notes, relative; rows must be equal
@@ -26,32 +28,51 @@ class NotAtHandError(Exception):
     """A signal that was not recorded and cannot be read any more."""
 
 
-def rederive(audit: Audit, selector: Any) -> list[Finding]:
+def rederive(audit: Audit, method: Method) -> list[Finding]:
     """Derive the choices of a record again; what does not follow is a finding.
 
     Args:
         audit: the record, read and verified.
-        selector: the method, built from run.yaml.
+        method: the components, built from run.yaml.
     """
     if audit.facts is None:
         return [note("choices", "not derived again: run.yaml does not say what is needed")]
-    if selector.follows_host:
+    if method.follows_host:
         return [note("choices", "nothing was chosen: the host's own order was trained, which is not derived again")]
     try:
-        columns = read_columns(audit.ledger.root / "rows.parquet", ("num_tokens", "num_label_tokens"))
+        columns = read_columns(audit.ledger.root / "rows.parquet", _columns(audit, method))
         pool = PoolInfo(num_tokens_N=columns["num_tokens"], num_label_tokens_N=columns["num_label_tokens"])
         if len(pool) != audit.facts.num_rows:
             raise LedgerError("rows.parquet is not the pool of this run")
-        return _Derivation(audit, audit.facts, selector, pool).findings()
-    except LedgerError as error:
+        return _Derivation(audit, audit.facts, method, pool, columns).findings()
+    except DataFlexError as error:
         return [note("choices", f"not derived again: {error}")]
+
+
+def _columns(audit: Audit, method: Method) -> tuple[str, ...]:
+    """The columns of rows.parquet that its decisions depend on."""
+    by_column = [part.method.column for part in method.orders if part.method.by == "column"]
+    domains = audit.run.get("domains", {})
+    names = domains.get("names")
+    known = (
+        isinstance(domains.get("column"), str) and isinstance(names, list) and all(isinstance(n, str) for n in names)
+    )
+    if method.mixer is not None and not known:
+        raise LedgerError("run.yaml does not say which column holds the domains, and their names")
+    return ("num_tokens", "num_label_tokens", *by_column, *([domains["column"]] if method.mixer else []))
 
 
 class _Derivation:
     """A run's decisions one after the other: the state of the method and the training counts go along."""
 
-    def __init__(self, audit: Audit, facts: Facts, selector: Any, pool: PoolInfo) -> None:
-        self._ledger, self._facts, self._selector = audit.ledger, facts, selector
+    def __init__(
+        self, audit: Audit, facts: Facts, method: Method, pool: PoolInfo, columns: Mapping[str, np.ndarray]
+    ) -> None:
+        self._ledger, self._facts, self._method, self._columns = audit.ledger, facts, method, columns
+        domains = audit.run.get("domains", {})
+        self._domains = (
+            domains_of(domains["column"], columns[domains["column"]], pool, domains["names"]) if method.mixer else None
+        )
         self._lines = [entry.content for _, entry in sorted(audit.history.in_force.items())]
         self._state: dict[str, np.ndarray] = {}
         self._trainable_N = self._scorable_N = pool.trainable_N
@@ -67,7 +88,7 @@ class _Derivation:
             where = f"segment {line['segment']}"
             try:
                 if number == 0:
-                    self._state = dict(self._selector.init(self._pool))
+                    self._state = initial_state(self._method, self._pool, self._domains)
                 found += [damage(where, said) for said in self._compare(line)]
             except (NotAtHandError, LedgerError) as reason:
                 found.append(note(where, f"the choices from here on are not derived again: {reason}"))
@@ -82,27 +103,71 @@ class _Derivation:
         progress = self._progress(line)
         columns_N = self._ledger.signals_of(line)
         recorded_Q = self._ledger.rows_of(line)
-        signals = {name: self._signal(name, progress, columns_N) for name in sorted(self._selector.needs_at(progress))}
+        signals = {name: self._signal(name, progress, columns_N) for name in sorted(self._method.needs_at(progress))}
         if self._told is not None and "initial_loss" in columns_N:
             baseline = {"loss": columns_N["initial_loss"]}
-            self._state = dict(self._selector.observe(self._state, baseline, progress))
+            self._state |= self._method.selector.observe(part(self._state), baseline, progress)
         if "loss" in signals:
             self._scorable_N = self._trainable_N & np.isfinite(signals["loss"])
-        selection, rows_Q, self._state = decide(
-            self._selector,
-            progress,
-            state=self._state,
+        at = Situation(
             signals=signals,
+            domain_signals=self._domain_signals(line, progress),
             scorable_N=self._scorable_N,
+            times_trained_N=self._counts_N,
+            pool=self._pool,
+            domains=self._domains,
             quota=(line["stop"] - line["start"]) * self._facts.global_batch,
             seed=self._facts.seed,
         )
+        if self._method.mixer is not None and self._method.mixer.method.step_needs:
+            self._state |= self._learned_by_step(line)
+        decision = decide(self._method, progress, self._state, at)
+        selection, rows_Q, self._state = decision.selection, decision.rows_Q, decision.state
         if np.any((recorded_Q < 0) | (recorded_Q >= len(self._counts_N))):
             raise LedgerError("it names rows that the pool does not have")
         self._counts_N = self._counts_N + np.bincount(recorded_Q, minlength=len(self._counts_N)).astype(np.int32)
         if self._told is not None and "initial_loss" not in selection.columns_N:
             columns_N = {name: values for name, values in columns_N.items() if name != "initial_loss"}
-        return [*self._wrong_rows(line, rows_Q, recorded_Q), *_wrong_reasons(selection, columns_N, line)]
+        return [
+            *self._wrong_rows(line, rows_Q, recorded_Q),
+            *_wrong_reasons(selection, columns_N, line),
+            *self._wrong_mixture(line, decision),
+        ]
+
+    def _domain_signals(self, line: Mapping[str, Any], progress: Progress) -> dict[str, np.ndarray]:
+        """What the mixer was given, as it was recorded."""
+        names = self._method.domain_needs_at(progress)
+        if not names or self._domains is None:
+            return {}
+        recorded = line.get("mix", {}).get("signals", {})
+        if not names <= recorded.keys():
+            raise NotAtHandError(f"the signals {_listed(names - recorded.keys())} of the mixer were not recorded")
+        return {name: self._by_domain(recorded[name]) for name in names}
+
+    def _by_domain(self, recorded: Mapping[str, float | None]) -> np.ndarray:
+        assert self._domains is not None
+        values = [recorded.get(name) for name in self._domains.info.names]
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+    def _learned_by_step(self, line: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """State that a mixer learned in between, step by step, of which only the outcome is recorded."""
+        columns = line.get("mix", {}).get("columns", {})
+        names = {"alpha": f"{MIX}alpha_D", "excess": f"{MIX}lambda_D"}
+        return {state: self._by_domain(columns[name]) for name, state in names.items() if name in columns}
+
+    def _wrong_mixture(self, line: Mapping[str, Any], decision: Decision) -> list[str]:
+        if decision.mixed is None or self._domains is None:
+            return []
+        recorded, names = line.get("mix"), self._domains.info.names
+        if recorded is None:
+            return ["it records no mixture, and the run has a mixer"]
+        mixture = decision.mixed.mixture
+        wrong = []
+        if not _same_column(self._by_domain(recorded["proportions"]), np.asarray(mixture.proportions_D, dtype=float)):
+            wrong.append("its proportions do not follow from its signals")
+        if [recorded["counts"].get(name) for name in names] != decision.mixed.counts_D.tolist():
+            wrong.append("its rows by domain do not follow from its proportions")
+        return wrong
 
     def _progress(self, line: Mapping[str, Any]) -> Progress:
         plan = self._facts.plan
@@ -117,14 +182,16 @@ class _Derivation:
         """A signal as the method was given it."""
         if name == "times_trained":
             return self._counts_N.copy()
-        if name in ("file", "replay"):
-            return self._from_path(name, progress)
+        kind, _, what = name.partition(":")
+        if kind == "column":
+            return np.asarray(self._columns[what], dtype=np.float64)
+        if kind in ("file", "replay"):
+            return self._from_path(kind, Path(str(what or self._method.selector.path)), progress)
         if name in columns_N:
             return columns_N[name]
         raise NotAtHandError(f"the signal {name!r} was not recorded")
 
-    def _from_path(self, name: str, progress: Progress) -> np.ndarray:
-        path = Path(str(self._selector.path))
+    def _from_path(self, name: str, path: Path, progress: Progress) -> np.ndarray:
         try:
             if name == "file":
                 if not path.is_file():  # a pipe or a device would be waited for
@@ -155,7 +222,7 @@ class _Derivation:
         changed = [
             f"{name} {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name]
         ]
-        path = getattr(self._selector, "path", None)
+        path = getattr(self._method.selector, "path", None)
         reasons = [f"{path} may have changed since"] * bool(path) + [f"installed are {', '.join(changed)}"] * bool(
             changed
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -15,20 +13,9 @@ from dataflex.core.order import Geometry, micro_batches_per_pass
 from dataflex.core.plan import Schedule, SegmentPlan
 from dataflex.ledger.fingerprint import VERSION, comparable
 from dataflex.ledger.ledger import Ledger
+from dataflex.train.domains import Domains, find_domains
+from dataflex.train.method import Method
 from dataflex.train.pool import Pool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """A selector and the name it was asked for by."""
-
-    name: str
-    selector: Any
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The parameters as JSON values (tuples become lists)."""
-        return json.loads(json.dumps(dataclasses.asdict(self.selector), default=str))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +27,8 @@ class Settings:
     config: Mapping[str, Any]  # the resolved config, JSON values; kept in run.yaml and part of the fingerprint
     score_batch_tokens: int | None = None  # padded tokens of a scoring batch; None: calibrated
     log_source_loss: bool = False  # the training loss of each source by itself
+    domain_column: str | None = None  # which column says the domain of a row; None: its data set
+    domain_names: tuple[str, ...] | None = None  # the domains in the user's order, where the config names them
     overwrite: bool = False
     fresh: bool = False  # no array of another run is served from the cache
     other_versions: bool = False  # go on although packages have other versions than the recorded run
@@ -60,7 +49,7 @@ def geometry_of(args: Any) -> Geometry:
 def make_plan(settings: Settings, args: Any, num_rows: int, geometry: Geometry) -> SegmentPlan:
     """The plan of a run, from its settings, the host's arguments and the size of the pool."""
     num_micro_batches = micro_batches_per_pass(num_rows, geometry, drop_last=args.dataloader_drop_last)
-    follows_host = settings.method.selector.follows_host
+    follows_host = settings.method.follows_host
     return (SegmentPlan.host if follows_host else SegmentPlan.dynamic)(
         settings.schedule,
         num_epochs=args.num_train_epochs,
@@ -71,21 +60,35 @@ def make_plan(settings: Settings, args: Any, num_rows: int, geometry: Geometry) 
 
 def check_quotas(settings: Settings, plan: SegmentPlan, pool: Pool, geometry: Geometry) -> None:
     """Raise before anything is written when no decision could fill its quota."""
-    selector = settings.method.selector
-    if selector.follows_host or getattr(selector, "replacement", False) or getattr(selector, "serves_warmup", False):
+    method = settings.method
+    # A mixture repeats rows of a domain that is short of them, unless it is told not to, and then says so itself.
+    if method.follows_host or method.replacement or method.serves_warmup or (method.mixer and not method.selects):
         return
     first_updates = [plan.segment_at(step) for step in (0, plan.warmup_step) if step < plan.num_steps]
     steps = max((segment.num_steps for segment in first_updates if not segment.is_warmup), default=0)
     check_quota(steps * geometry.global_batch, int(pool.info.trainable_N.sum()))
 
 
+def domains_of_run(settings: Settings, pool: Pool, rows: Mapping[str, Any]) -> Domains | None:
+    """The domains that the mixer mixes; None without one.
+
+    Raises:
+        ConfigError: a row's domain is unknown, or the mixer's parameters name domains that are not there.
+    """
+    mixer = settings.method.mixer
+    if mixer is None:
+        return None
+    domains = find_domains(rows, pool.info, column=settings.domain_column, names=settings.domain_names)
+    mixer.method.init(domains.info)
+    return domains
+
+
 def unguided(method: Method, plan: SegmentPlan) -> str | None:
     """A sentence when the run ends before the method has chosen anything, such as delta_loss with one update."""
-    note = getattr(method.selector, "plan_note", None)
-    if note is None or plan.num_steps > 100_000:
+    if not method.selects or plan.num_steps > 100_000:
         return None
     updates = [plan.progress(segment) for segment in plan.segments() if not segment.is_warmup]
-    if all(note(progress).get("decision") == "first (uniform)" for progress in updates):
+    if all(method.plan_note(progress).get("decision") == "first (uniform)" for progress in updates):
         return (
             f"{method.name} chooses nothing in this run: its first selection is uniform and none follows; "
             "set update_times to 2 or more, or train longer"
@@ -108,12 +111,13 @@ def make_fingerprint(settings: Settings, pool: Pool, geometry: Geometry, ledger:
         **comparable(settings.config),
         "method": settings.method.name,
         "params": params,
+        **({"parts": settings.method.parts} if settings.method.parts else {}),
         "schedule": dict(vars(settings.schedule)),
         "num_rows": len(pool),
         "data": pool.digest,
         "global_batch": geometry.global_batch,
         # The host's own order depends on how many ranks fill up the end of a pass.
-        **({"world_size": geometry.world_size} if settings.method.selector.follows_host else {}),
+        **({"world_size": geometry.world_size} if settings.method.follows_host else {}),
         **made_with,
     }
 

@@ -12,8 +12,8 @@ from dataflex.core.plan import SegmentPlan
 from dataflex.core.segment import Segment
 from dataflex.ledger.ledger import DIRECTORY, Ledger
 from dataflex.signals.file import read_scores
+from dataflex.train.method import Method
 from dataflex.train.pool import Pool
-from dataflex.train.settings import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,10 @@ def find_decision(plan: SegmentPlan, method: Method, wish: Wish) -> Segment:
     Raises:
         ConfigError: no such decision, or initial losses that are missing or that nothing compares with.
     """
-    note = getattr(method.selector, "plan_note", lambda progress: {})
     updates = [segment for segment in plan.segments() if not segment.is_warmup]
     if not updates:
         raise ConfigError("this schedule ends in its warm-up; lower warmup_step, or train longer")
-    uniform = [note(plan.progress(segment)).get("decision") == "first (uniform)" for segment in updates]
+    uniform = [method.plan_note(plan.progress(segment)).get("decision") == "first (uniform)" for segment in updates]
     compares = any(uniform)  # such a method keeps the initial losses at its first decision
     if compares and wish.baseline is None:
         raise ConfigError(
@@ -68,7 +67,7 @@ def num_rows(wish: Wish, quota: int, method: Method, pool: Pool) -> int:
     else:
         number = max(1, round(wish.take * len(pool))) if isinstance(wish.take, float) else wish.take
         asked = f"--take asks for {number}"
-    if number > available and not getattr(method.selector, "replacement", False):
+    if number > available and not method.replacement:
         raise ConfigError(f"{asked} samples, but {available} can be drawn; name fewer with --take")
     return number
 

@@ -29,17 +29,21 @@ def count_domains(
     domain_N: np.ndarray,
     times_trained_N: np.ndarray,
     allowed_N: np.ndarray,
+    most_D: np.ndarray | None = None,
 ) -> DomainCounts:
     """Apportion the quota: exact, within what each domain can give, a share that cannot be given to the others.
 
     Args:
         allowed_N: rows that may be drawn: with a label token, and of weight above 0 where a selector weighs them.
+        most_D: rows of each domain that a selector ranks, of which each is drawn once; None without a selector.
 
     Raises:
         DataFlexError: all domains that have a share can together not fill the quota.
     """
     # Who may repeat within a domain without end has no capacity but that of not being empty.
     capacity_D = capacities(domain_N, len(domains), quota, times_trained_N, allowed_N, mixer.max_times)
+    if most_D is not None:
+        capacity_D = np.minimum(capacity_D, most_D)
     wanted_D = np.asarray(mixture.proportions_D, dtype=np.float64)
     room = int(capacity_D[wanted_D > 0].sum())
     if quota > room:

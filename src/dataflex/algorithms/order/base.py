@@ -16,7 +16,9 @@ class OrderBase:
     """Parameters of every order.
 
     Args:
-        by: the score: label tokens (``length``), the latest ``loss``, a ``column`` of the data, or a ``file``.
+        by: the score: label tokens (``length``), the ``loss``, a ``column`` of the data, or a ``file``.
+        loss_source: the loss is measured before each decision (``sweep``), or the one seen when the row was last
+            trained (``reuse``), which costs nothing; rows never trained come last.
         column: its name.
         path: the file, as in the selector ``static``.
         polarity: ``easy_first``: low scores first; ``hard_first``: high ones.
@@ -25,6 +27,7 @@ class OrderBase:
     """
 
     by: Literal["length", "loss", "column", "file"] = "length"
+    loss_source: Literal["sweep", "reuse"] = "sweep"
     column: str | None = None
     path: str | None = None
     polarity: Literal["easy_first", "hard_first"] = "easy_first"
@@ -35,6 +38,7 @@ class OrderBase:
 
     def __post_init__(self) -> None:
         require_one_of("by", self.by, ("length", "loss", "column", "file"))
+        require_one_of("loss_source", self.loss_source, ("sweep", "reuse"))
         require_one_of("polarity", self.polarity, ("easy_first", "hard_first"))
         require_one_of("over", self.over, ("segment", "run"))
         require_range("jitter", self.jitter, at_least=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -49,14 +49,21 @@ class Length(SelectorBase):
     def select(
         self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator
     ) -> tuple[Selection, State]:
+        rows_Q, notes = self._take(state, signals, quota, rng)
+        return Selection(rows_Q=rows_Q, decision=self.take, notes=notes), state
+
+    def rank(self, state: State, signals: Signals, progress: Progress, rng: np.random.Generator) -> np.ndarray:
+        return self._take(state, signals, None, rng)[0]
+
+    def _take(
+        self, state: State, signals: Signals, quota: int | None, rng: np.random.Generator
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """The rows, all of them where there is no quota, and what is to be known of the draw."""
         lengths_N, allowed_N, used_N = state["lengths_N"], state["trainable_N"], signals["times_trained"]
-        notes = {}
         if self.take == "band":
             low, high = (float(q) for q in np.quantile(lengths_N[allowed_N], self.band)) if allowed_N.any() else (0, 0)
             allowed_N = allowed_N & (lengths_N >= low) & (lengths_N <= high)
-            rows_Q = take_uniform(used_N, quota, self.reuse, allowed_N, rng)
-            notes = {"band_tokens": [low, high], "num_in_band": int(allowed_N.sum())}
-        else:
-            sign = 1.0 if self.take == "longest" else -1.0
-            rows_Q = take_ranked(sign * lengths_N, used_N, quota, self.reuse, allowed_N)
-        return Selection(rows_Q=rows_Q, decision=self.take, notes=notes), state
+            rows = take_uniform(used_N, quota, self.reuse, allowed_N, rng)
+            return rows, {"band_tokens": [low, high], "num_in_band": int(allowed_N.sum())}
+        sign = 1.0 if self.take == "longest" else -1.0
+        return take_ranked(sign * lengths_N, used_N, quota, self.reuse, allowed_N), {}

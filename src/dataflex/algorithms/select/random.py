@@ -38,3 +38,6 @@ class Random(SelectorBase):
         else:
             rows_Q = least_used_first(signals["times_trained"], quota, rng, trainable_N)
         return Selection(rows_Q=rows_Q, decision="random"), state
+
+    def rank(self, state: State, signals: Signals, progress: Progress, rng: np.random.Generator) -> np.ndarray:
+        return least_used_first(signals["times_trained"], int(state["trainable_N"].sum()), rng, state["trainable_N"])

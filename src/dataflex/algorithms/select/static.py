@@ -65,20 +65,30 @@ class Static(SelectorBase):
         if self.follows_host:
             raise ConfigError("static without a path chooses nothing; the host's order is trained")
         scores_N = signals["file"] if "file" in signals else state["scores_N"]
-        listed_N = np.isfinite(scores_N) & state["trainable_N"]
-        used_N = signals["times_trained"]
+        selection = Selection(
+            rows_Q=self._take(scores_N, state, signals, quota, rng),
+            decision=self.draw,
+            ordered=self.draw == "top",
+            notes={"num_listed": int(self._listed(scores_N, state).sum())},
+        )
+        return selection, {**state, "scores_N": scores_N}
+
+    def rank(self, state: State, signals: Signals, progress: Progress, rng: np.random.Generator) -> np.ndarray:
+        return self._take(signals["file"] if "file" in signals else state["scores_N"], state, signals, None, rng)
+
+    def _listed(self, scores_N: np.ndarray, state: State) -> np.ndarray:
+        """Rows that the file names and that can be trained, bool, shape (N,)."""
+        return np.isfinite(scores_N) & state["trainable_N"]
+
+    def _take(
+        self, scores_N: np.ndarray, state: State, signals: Signals, quota: int | None, rng: np.random.Generator
+    ) -> np.ndarray:
+        """The rows by the file, all that it names where there is no quota."""
+        listed_N, used_N = self._listed(scores_N, state), signals["times_trained"]
         if self.draw == "weighted":
             if np.any(scores_N[listed_N] < 0):
                 raise ConfigError(
                     "draw: weighted needs scores that are not negative; use draw: top, or shift the scores"
                 )
-            rows_Q = take_weighted(np.nan_to_num(scores_N), used_N, quota, self.reuse, listed_N, rng)
-        else:
-            rows_Q = take_ranked(np.nan_to_num(scores_N), used_N, quota, self.reuse, listed_N)
-        selection = Selection(
-            rows_Q=rows_Q,
-            decision=self.draw,
-            ordered=self.draw == "top",
-            notes={"num_listed": int(listed_N.sum())},
-        )
-        return selection, {**state, "scores_N": scores_N}
+            return take_weighted(np.nan_to_num(scores_N), used_N, quota, self.reuse, listed_N, rng)
+        return take_ranked(np.nan_to_num(scores_N), used_N, quota, self.reuse, listed_N)

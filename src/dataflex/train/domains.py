@@ -1,0 +1,85 @@
+"""The domain of every pool row: the data set it came from, or what a column says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc_typed
+
+from dataflex.algorithms.base import DomainInfo, PoolInfo
+from dataflex.core.domains import count_rows, sum_by_domain
+from dataflex.core.errors import ConfigError, did_you_mean, shown
+
+pc: Any = pc_typed  # its functions are made when it is imported
+
+MOST_DOMAINS = 1000
+DATA_SET = "dataset"  # the column that names the data set of a row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domains:
+    """The domains of a pool."""
+
+    column: str
+    info: DomainInfo
+    domain_N: np.ndarray  # position in ``info.names``, int64
+
+    def record(self) -> dict[str, Any]:
+        """For run.yaml: the column of rows.parquet, and the domains in their order."""
+        return {"column": self.column, "names": list(self.info.names)}
+
+
+def find_domains(
+    columns: Mapping[str, Any], pool: PoolInfo, *, column: str | None = None, names: Sequence[str] | None = None
+) -> Domains:
+    """The domains of a pool.
+
+    Args:
+        columns: those of rows.parquet, one entry per pool row.
+        column: which of them says the domain; the data set of the row where None.
+        names: the domains in the order in which the user names them; else they are sorted.
+
+    Raises:
+        ConfigError: no such column, a row without a value, or too many domains.
+    """
+    known = [name for name in columns if name not in ("row", "source_row", "excerpt")]
+    name = column or DATA_SET
+    if name not in columns:
+        if column is None:
+            raise ConfigError(
+                "a mixer needs the domain of every row: name several data sets, or the column of the data that says it "
+                f"with domain_column; columns: {', '.join(known) or 'none'}"
+            )
+        raise ConfigError(f"domain_column is {shown(column)}{did_you_mean(column, known)}; columns: {', '.join(known)}")
+    return domains_of(name, columns[name], pool, names)
+
+
+def domains_of(name: str, values: Any, pool: PoolInfo, names: Sequence[str] | None = None) -> Domains:
+    """The domains that one column says; see ``find_domains``."""
+    column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values)
+    texts = pc.cast(column, pa.string())
+    if texts.null_count:
+        row = next(i for i, is_null in enumerate(pc.is_null(texts).to_pylist()) if is_null)
+        raise ConfigError(f"row {row} has no {name}, so that its domain is unknown; fill the column, or drop such rows")
+    encoded = pc.dictionary_encode(texts)
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    found = encoded.dictionary.to_pylist()
+    if len(found) > MOST_DOMAINS:
+        raise ConfigError(
+            f"the column {name} has {len(found)} different values; at most {MOST_DOMAINS} domains can be mixed, name "
+            "another column with domain_column"
+        )
+    # In the order of the config where it names them, also those of which no row is left.
+    ordered = list(names) if names is not None and set(found) <= set(names) else sorted(found)
+    position = np.array([ordered.index(value) for value in found], dtype=np.int64)
+    domain_N = position[encoded.indices.to_numpy(zero_copy_only=False)]
+    info = DomainInfo(
+        names=tuple(ordered),
+        num_rows_D=count_rows(domain_N, len(ordered), pool.trainable_N),
+        num_label_tokens_D=sum_by_domain(pool.num_label_tokens_N, domain_N, len(ordered)).astype(np.int64),
+    )
+    return Domains(column=name, info=info, domain_N=domain_N)
