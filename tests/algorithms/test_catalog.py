@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dataflex.algorithms.catalog import SELECTORS, selector_class, selector_names
+from dataflex.algorithms.catalog import SELECTORS, component_class, component_names
 from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.testing import Pool, SelectorCase, SelectorSuite, run
 
@@ -65,21 +65,21 @@ def test_the_suite_sees_a_method_that_writes_to_its_signals():
 
 @pytest.mark.parametrize("name", list(SELECTORS))
 def test_a_method_is_found_by_its_name_and_by_its_path(name):
-    cls = selector_class(name)
+    cls = component_class("selectors", name)
     assert cls is SELECTORS[name]
-    assert name in selector_names()
-    assert selector_class(f"{cls.__module__}:{cls.__name__}") is cls
+    assert name in component_names("selectors")
+    assert component_class("selectors", f"{cls.__module__}:{cls.__name__}") is cls
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(ConfigError, match=r"'delta_los'.*did you mean 'delta_loss'"):
-        selector_class("delta_los")
+        component_class("selectors", "delta_los")
 
 
 @pytest.mark.parametrize("name", ["no_such_module:Thing", "json:NoSuchClass", ":Thing", "json:", ".mine:Thing"])
 def test_a_path_that_leads_nowhere_is_one_sentence_that_names_it(name):
     with pytest.raises(ConfigError) as caught:
-        selector_class(name)
+        component_class("selectors", name)
     assert repr(name) in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 import dataflex
 from dataflex.algorithms.catalog import COMPONENTS, component_class, component_names
 from dataflex.algorithms.mix.odm import ODM
-from dataflex.cli.config import build, read_presets
+from dataflex.cli.presets import read_presets
+from dataflex.cli.strict import build
 from dataflex.core.errors import ConfigError
 
 FILE = Path(dataflex.__file__).parent / "configs" / "components.yaml"
@@ -30,8 +31,9 @@ def test_every_method_has_a_preset():
         assert named == set(methods) - UNNAMED.get(kind, set())
 
 
-def test_users_are_shown_the_presets_of_selectors_only_until_the_others_are_served():
-    assert set(read_presets(FILE)) == set(SECTIONS["selectors"])
+@pytest.mark.parametrize("kind", list(COMPONENTS))
+def test_users_are_shown_the_presets_of_every_kind(kind):
+    assert set(read_presets(FILE, kind)) == set(SECTIONS[kind])
 
 
 def test_proportions_are_read_as_a_yaml_list_a_mapping_or_a_word():

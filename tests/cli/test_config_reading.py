@@ -15,16 +15,9 @@ from hypothesis import strategies as st
 
 from dataflex.algorithms.select.delta_loss import DeltaLoss
 from dataflex.algorithms.select.random import Random
-from dataflex.cli.config import (
-    PACKAGE_COMPONENTS,
-    build,
-    check_host_keys,
-    find_components,
-    load_files,
-    read_config,
-    read_presets,
-    split_config,
-)
+from dataflex.cli.config import check_host_keys, load_files, read_config, split_config
+from dataflex.cli.presets import PACKAGE_COMPONENTS, find_components, read_presets
+from dataflex.cli.strict import build
 from dataflex.core.errors import ConfigError
 from dataflex.core.plan import Schedule
 
@@ -42,8 +35,8 @@ def refused(config: Any, *overrides: str, name: str = "config.yaml") -> str:
 def test_a_right_config_is_taken_apart() -> None:
     config = read_config(write_config(Path(), BASE), [])
     assert config.is_dynamic
-    assert config.method_name == "delta_loss"
-    assert config.selector == DeltaLoss(cache_dir="../dataflex_saves/delta_loss_output", window_size=0.2)
+    assert config.deciding.name == "delta_loss"
+    assert config.deciding.selector == DeltaLoss(cache_dir="../dataflex_saves/delta_loss_output", window_size=0.2)
     assert config.schedule == Schedule(warmup_step=10, update_step=10, update_times=2)
     assert set(config.host) == set(BASE) - {
         "train_type",
@@ -67,7 +60,7 @@ def test_static_leaves_everything_to_the_host(train_type: str | None) -> None:
     ours = dict.fromkeys(("component_name", "warmup_step", "update_step", "update_times"))
     config = read_config(write_config(Path(), changed(train_type=train_type, **ours)), [])
     assert not config.is_dynamic
-    assert config.selector is None
+    assert config.method is None
     assert "train_type" not in config.host
 
 
@@ -81,16 +74,33 @@ def test_static_may_keep_our_other_keys_for_the_next_run() -> None:
     ("changes", "said"),
     [
         ({"train_type": "dynamic_selct"}, "did you mean 'dynamic_select'?"),
-        ({"train_type": "bogus"}, "train_type is 'bogus'; it must be one of static, dynamic_select"),
-        ({"train_type": "dynamic_mix"}, "'dynamic_mix' is not served yet"),
-        ({"train_type": "dynamic_weight"}, "not served yet"),
+        ({"train_type": "bogus"}, "train_type is 'bogus'; it must be one of static, dynamic, dynamic_select"),
+        ({"train_type": "dynamic_mix"}, "component_name 'delta_loss' is not among the mixers"),
+        ({"train_type": "dynamic_weight"}, "'delta_loss' is not among the weighters"),
+        ({"train_type": "dynamic"}, "component_name is set beside train_type: dynamic, which names components by select"),
+        ({"train_type": "dynamic", "component_name": None}, "train_type: dynamic names no component; set one of select"),
+        ({"select": "random"}, "select is set beside train_type: dynamic_select, whose component_name is of that kind"),
+        ({"mix": "temprature"}, "mix 'temprature' is not among the mixers"),
+        ({"mix": {"component_name": "temperature", "evry": 2}}, "unknown key 'evry' in mix (did you mean 'every'?)"),
+        ({"mix": {"component_name": "temperature", "every": 0}}, "every of temperature is 0"),
+        ({"mix": {"component_name": "temperature", "every": "2"}}, "mix.every is '2'"),
+        ({"mix": {"every": 2}}, "mix is missing; it must name one of the mixers"),
+        ({"mix": ["uniform", "odm"]}, "mix names 2 components"),
+        ({"order": {"component_name": "folding", "every": 2}}, "orders on every segment"),
+        ({"order": {"component_name": "folding", "params": {"over": "run"}}}, "draws other rows in every segment"),
+        ({"compose": {"mode": "select_then_mix"}}, "needs a selector and a mixer"),
+        ({"compose": {"mod": "x"}}, "unknown key 'mod' in compose (did you mean 'mode'?)"),
+        ({"compose": "mean_one"}, "compose is 'mean_one'; it must be a mapping"),
+        ({"static_mix": True}, "static_mix is set, but no mixer is named"),
+        ({"domain_column": "task"}, "domain_column is set, but no mixer is named"),
+        ({"domain_column": 3, "mix": "uniform"}, "domain_column is 3"),
         ({"train_type": True}, "train_type is True"),
         ({"train_type": ["static"]}, "train_type is ['static']"),
         ({"train_type": None}, "train_type is not; set train_type: dynamic_select"),
         ({"component_name": None}, "component_name is missing"),
         ({"component_name": "delta_los"}, "did you mean 'delta_loss'?"),
         ({"component_name": "nothing_like_it"}, "known: delta_loss, loss"),
-        ({"component_name": 3}, "component_name 3 is not in"),
+        ({"component_name": 3}, "component_name 3 is not among"),
         ({"component_name": ["delta_loss"]}, "component_name"),
         ({"component_name": {"delta_loss": 1}}, "component_name"),
         ({"components_cfg_file": "missing.yaml"}, "'missing.yaml' does not exist"),
@@ -164,16 +174,17 @@ def test_overrides_reach_host_keys_our_keys_and_parameters() -> None:
     assert config.host["learning_rate"] == 2e-5
     assert config.host["new_key"] == "a b=c"
     assert config.schedule == Schedule(warmup_step=0, update_step=10, update_times=2)
-    assert config.selector.window_size == 0.1
+    assert config.deciding.selector.window_size == 0.1
     assert config.resolved["component"]["params"]["window_size"] == 0.1
     assert "component" not in config.host
 
 
 def test_the_method_behind_a_preset_can_be_changed() -> None:
     overrides = ["component_name=random", "component.params.replacement=true"]
-    assert read_config(write_config(Path(), BASE), overrides).selector == Random(replacement=True)
+    assert read_config(write_config(Path(), BASE), overrides).deciding.selector == Random(replacement=True)
     assert (
-        read_config(write_config(Path(), BASE), ["component_name=static", "component.name=random"]).selector == Random()
+        read_config(write_config(Path(), BASE), ["component_name=static", "component.name=random"]).deciding.selector
+        == Random()
     )
 
 
@@ -252,7 +263,7 @@ def test_another_ending(name: str) -> None:
 def test_json_configs(indent: Any) -> None:
     path = Path("config.json")
     path.write_text(json.dumps(BASE, indent=indent), encoding="utf-8")
-    assert read_config(str(path), []).selector.window_size == 0.2
+    assert read_config(str(path), []).deciding.selector.window_size == 0.2
 
 
 def test_characters_beyond_ascii_are_the_same_in_json_and_yaml() -> None:
@@ -281,14 +292,14 @@ def test_a_components_file_with_and_without_its_heading(text: str) -> None:
     config = read_config(
         write_config(Path(), changed(component_name="mine", components_cfg_file="mine.yaml", output_dir="out/x")), []
     )
-    assert config.selector == DeltaLoss(window_size=0.3, cache_dir="out/x/cache")
-    assert list(read_presets(Path("mine.yaml"))) == ["mine", "other"]
+    assert config.deciding.selector == DeltaLoss(window_size=0.3, cache_dir="out/x/cache")
+    assert list(read_presets(Path("mine.yaml"), "selectors")) == ["mine", "other"]
 
 
 def test_output_dir_is_replaced_after_the_overrides() -> None:
     Path("mine.yaml").write_text(MINE)
     path = write_config(Path(), changed(component_name="mine", components_cfg_file="mine.yaml"))
-    assert read_config(path, ["output_dir=elsewhere"]).selector.cache_dir == "elsewhere/cache"
+    assert read_config(path, ["output_dir=elsewhere"]).deciding.selector.cache_dir == "elsewhere/cache"
 
 
 @pytest.mark.parametrize(
@@ -320,7 +331,7 @@ def test_a_preset_without_a_name_is_the_method_of_that_name() -> None:
     Path("mine.yaml").write_text("random:\nloss: {}")
     for name in ("random", "loss"):
         config = changed(component_name=name, components_cfg_file="mine.yaml")
-        assert read_config(write_config(Path(), config), []).method_name == name
+        assert read_config(write_config(Path(), config), []).deciding.name == name
 
 
 def test_the_shipped_file_is_found_from_anywhere() -> None:
@@ -337,8 +348,8 @@ def test_a_file_in_the_working_directory_comes_before_the_package() -> None:
 
 
 def test_every_shipped_preset_can_be_built() -> None:
-    for name in read_presets(PACKAGE_COMPONENTS):
-        assert read_config(write_config(Path(), changed(component_name=name)), []).selector is not None
+    for name in read_presets(PACKAGE_COMPONENTS, "selectors"):
+        assert read_config(write_config(Path(), changed(component_name=name)), []).deciding.selector is not None
 
 
 # keys of the host

@@ -116,7 +116,7 @@ def test_workers_of_torchrun_train_and_do_not_launch_again(
     monkeypatch.setenv("LOCAL_RANK", "0")
     train(path, [])
     assert len(launched) == 2
-    assert [config.method_name for config in trained] == ["delta_loss"]
+    assert [config.deciding.name for config in trained] == ["delta_loss"]
 
 
 def test_a_mistake_is_found_before_the_launch(

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import dataflex.train.ranks
-from dataflex.algorithms.catalog import selector_class
+from dataflex.algorithms.catalog import component_class
 from dataflex.core.errors import DataFlexError
 from dataflex.core.plan import Schedule
 from dataflex.signals.loss import LossSignal
@@ -143,7 +143,9 @@ def main(output_dir: str, micro_batch: str, method: str, fault: str = "") -> Non
         seed=11,
     )
     schedule = Schedule(warmup_step=0 if method == "static" else 1, update_step=2, update_times=2)
-    settings = Settings(method=Method(name=method, selector=selector_class(method)()), schedule=schedule, config={})
+    settings = Settings(
+        method=Method(name=method, selector=component_class("selectors", method)()), schedule=schedule, config={}
+    )
     trainer = Watched(
         model=LlamaForCausalLM(config), args=args, train_dataset=Rows(), data_collator=collate, dataflex=settings
     )

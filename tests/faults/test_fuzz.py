@@ -355,9 +355,9 @@ def test_a_preset_that_is_not_chosen_is_not_imported(tmp_path: Path) -> None:
 
 
 def test_whose_code_is_run_is_said_once_and_before_it_runs(tmp_path: Path) -> None:
-    from dataflex.cli import config
+    from dataflex.cli import method_config
 
-    config._say_foreign.cache_clear()
+    method_config._say_foreign.cache_clear()
     case = tiny_case()
     case.config["component_name"] = "foreign"
     said = "[dataflex] method 'fuzz_methods:Sound' is code of module 'fuzz_methods', named in components.yaml"
@@ -370,9 +370,9 @@ def test_whose_code_is_run_is_said_once_and_before_it_runs(tmp_path: Path) -> No
 
 
 def test_a_name_given_in_the_config_is_said_to_stand_there(tmp_path: Path) -> None:
-    from dataflex.cli import config
+    from dataflex.cli import method_config
 
-    config._say_foreign.cache_clear()
+    method_config._say_foreign.cache_clear()
     case = tiny_case()
     case.arguments.append("component.name=fuzz_methods:Sound")
     case.config["component_name"] = "host"
@@ -387,9 +387,9 @@ def test_the_code_of_another_packages_entry_point_is_announced(tmp_path: Path, m
     from importlib.metadata import EntryPoint
 
     from dataflex.algorithms import catalog
-    from dataflex.cli import config
+    from dataflex.cli import method_config
 
-    config._say_foreign.cache_clear()
+    method_config._say_foreign.cache_clear()
     point = EntryPoint("theirs", "fuzz_methods:Sound", "dataflex.selectors")
     monkeypatch.setattr(catalog, "entry_points", lambda group: [point])
     case = tiny_case()

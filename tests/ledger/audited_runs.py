@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataflex.cli.config import build
+from dataflex.cli.strict import build
 from dataflex.core.errors import ConfigError
 from dataflex.ledger.audit import Audit, audit
 from dataflex.ledger.files import array_digest

@@ -43,10 +43,11 @@ def test_a_config_names_it(site: Path, tmp_path: Path) -> None:
     components = {"selectors": {"middle": {"name": "near_median", "params": {"width": 0.25}}}}
     (tmp_path / "components.json").write_text(json.dumps(components))
     script = (
-        "from dataflex.cli.config import read_preset, build, find_components\n"
-        "from dataflex.algorithms.catalog import selector_class\n"
-        "preset = read_preset(find_components('components.json'), 'middle', {}, output_dir='x')\n"
-        "print(build(selector_class(preset['name']), preset['params'], where=''))\n"
+        "from dataflex.cli.presets import read_preset, find_components\n"
+        "from dataflex.cli.strict import build\n"
+        "from dataflex.algorithms.catalog import component_class\n"
+        "preset = read_preset(find_components('components.json'), 'selectors', 'middle', {}, output_dir='x')\n"
+        "print(build(component_class('selectors', preset['name']), preset['params'], where=''))\n"
     )
     result = run(site, "-c", script, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from dataflex.algorithms import catalog
-from dataflex.algorithms.catalog import SELECTORS, foreign_module, selector_class, selector_names
+from dataflex.algorithms.catalog import SELECTORS, component_class, component_names, foreign_module
 from dataflex.algorithms.select.random import Random
 from dataflex.cli.components import components
 from dataflex.core.errors import ConfigError
@@ -89,22 +89,22 @@ def test_texts_of_another_package_are_printed_as_they_are(offered, capsys) -> No
 
 def test_a_name_that_two_packages_offer_is_refused_with_both_paths(offered) -> None:
     offered(("sound", f"{MODULE}:Sound"), ("sound", f"{MODULE}:UnknownType"))
-    assert selector_names().count("sound") == 1
+    assert component_names("selectors").count("sound") == 1
     with pytest.raises(ConfigError) as caught:
-        selector_class("sound")
+        component_class("selectors", "sound")
     assert f"'{MODULE}:Sound' or as '{MODULE}:UnknownType'" in str(caught.value)
 
 
 def test_a_package_that_is_found_twice_is_one(offered) -> None:
     """An editable installation beside an ordinary one."""
     offered(("sound", f"{MODULE}:Sound"), ("sound", f"{MODULE}:Sound"))
-    assert selector_class("sound") is Sound
+    assert component_class("selectors", "sound") is Sound
 
 
 def test_a_method_with_a_name_of_ours_is_not_taken_and_that_is_said(offered, capsys) -> None:
     offered(("random", f"{MODULE}:Sound"))
-    assert selector_class("random") is Random
-    assert foreign_module("random") is None
+    assert component_class("selectors", "random") is Random
+    assert foreign_module("selectors", "random") is None
     components(None)
     assert "random of an unknown package is hidden by ours" in capsys.readouterr().out
 
@@ -112,4 +112,4 @@ def test_a_method_with_a_name_of_ours_is_not_taken_and_that_is_said(offered, cap
 @pytest.mark.parametrize("value", ["this is no path", MODULE, f"{MODULE}:Sound"])
 def test_the_module_is_told_before_anything_is_imported(offered, value: str) -> None:
     offered(("theirs", value))
-    assert foreign_module("theirs") == value.partition(":")[0]
+    assert foreign_module("selectors", "theirs") == value.partition(":")[0]

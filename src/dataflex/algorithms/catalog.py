@@ -71,25 +71,20 @@ COMPONENTS: dict[str, dict[str, type]] = {
 ENTRY_POINT_GROUPS = {kind: f"dataflex.{kind}" for kind in COMPONENTS}
 
 
-def selector_names() -> list[str]:
-    """Names of all selectors at hand, ours first."""
-    return component_names("selectors")
-
-
 def component_names(kind: str) -> list[str]:
     """Names of all methods of one kind at hand, ours first."""
     ours = COMPONENTS[kind]
-    return [*ours, *sorted({e.name for e in _entry_points(kind=kind)} - set(ours))]
+    return [*ours, *sorted({e.name for e in _entry_points(kind)} - set(ours))]
 
 
-def hidden_by_ours() -> list[tuple[str, str]]:
+def hidden_by_ours(kind: str) -> list[tuple[str, str]]:
     """Name and package of entry points that cannot be reached: a method of ours has the name."""
-    return sorted((e.name, package_of(e)) for e in _entry_points() if e.name in SELECTORS)
+    return sorted((e.name, package_of(e)) for e in _entry_points(kind) if e.name in COMPONENTS[kind])
 
 
-def foreign_packages(name: str) -> list[str]:
+def foreign_packages(kind: str, name: str) -> list[str]:
     """The installed packages that offer a method of this name, as ``package version``; none for ours."""
-    return [] if name in SELECTORS else [package_of(e) for e in _entry_points(name)]
+    return [] if name in COMPONENTS[kind] else [package_of(e) for e in _entry_points(kind, name)]
 
 
 def package_of(entry_point: EntryPoint) -> str:
@@ -97,19 +92,14 @@ def package_of(entry_point: EntryPoint) -> str:
     return f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else "an unknown package"
 
 
-def foreign_module(name: str) -> str | None:
+def foreign_module(kind: str, name: str) -> str | None:
     """The module that a method's code is imported from; None for ours and for names that are no method."""
-    if name in SELECTORS:
+    if name in COMPONENTS[kind]:
         return None
     if ":" in name:
         return name.partition(":")[0]
     # Not ``EntryPoint.module``, which fails for a value that is no path.
-    return next((e.value.partition(":")[0].strip() for e in _entry_points(name)), None)
-
-
-def selector_class(name: str) -> type:
-    """Return the class of a selector, as ``component_class``."""
-    return component_class("selectors", name)
+    return next((e.value.partition(":")[0].strip() for e in _entry_points(kind, name)), None)
 
 
 def component_class(kind: str, name: str) -> type:
@@ -124,7 +114,7 @@ def component_class(kind: str, name: str) -> type:
         module_name, _, class_name = name.partition(":")
         hint = "; check the names, and that its folder is on PYTHONPATH"
         return _imported(name, lambda: getattr(importlib.import_module(module_name), class_name), hint)
-    found = _entry_points(name, kind)
+    found = _entry_points(kind, name)
     if len({e.value for e in found}) > 1:
         raise ConfigError(
             f"method {shown(name)} is offered by {' and by '.join(map(package_of, found))}; name the one that is "
@@ -136,7 +126,7 @@ def component_class(kind: str, name: str) -> type:
     raise ConfigError(f"there is no method named {shown(name)}{did_you_mean(name, names)}; known: {', '.join(names)}")
 
 
-def _entry_points(name: str | None = None, kind: str = "selectors") -> list[EntryPoint]:
+def _entry_points(kind: str, name: str | None = None) -> list[EntryPoint]:
     """What other packages offer of one kind, all of it or under one name."""
     return [e for e in entry_points(group=ENTRY_POINT_GROUPS[kind]) if name in (None, e.name)]
 

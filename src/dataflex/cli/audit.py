@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dataflex.algorithms.catalog import COMPONENTS, component_class
 from dataflex.algorithms.combine import Part
-from dataflex.cli.config import build
+from dataflex.cli.strict import build
 from dataflex.core.errors import ConfigError
 from dataflex.ledger.audit import Audit
 from dataflex.ledger.audit import audit as audit_record

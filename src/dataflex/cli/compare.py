@@ -119,7 +119,7 @@ class Session:
         folder = self._folder / "runs" / method.label / f"seed-{seed}" / f"steps-{num_steps}"
         config = {**sized(method, num_steps, self._plan.held_out.points), "seed": seed}
         digest = run_digest(config, self._inputs)
-        if hasattr(method.parsed.selector, "cache_dir"):  # a run writes nothing outside its folder
+        if hasattr(method.parsed.deciding.selector, "cache_dir"):  # a run writes nothing outside its folder
             component = config.get("component", {})
             params = {"cache_dir": str(folder / "cache"), **component.get("params", {})}
             config["component"] = {**component, "params": params}

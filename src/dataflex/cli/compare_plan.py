@@ -13,7 +13,6 @@ from typing import Any
 
 from dataflex.cli.config import (
     OUR_KEYS,
-    PACKAGE_COMPONENTS,
     RunConfig,
     build,
     check_host_keys,
@@ -21,6 +20,7 @@ from dataflex.cli.config import (
     split_config,
 )
 from dataflex.cli.plan import check_first_quota, geometry_of, num_passes, pool_size, segment_plan
+from dataflex.cli.presets import PACKAGE_COMPONENTS
 from dataflex.core.errors import ConfigError, did_you_mean, shown
 
 BUDGETS = ("steps", "compute", "both")
@@ -172,7 +172,8 @@ def _methods(base: Mapping[str, Any], keys: PlanKeys) -> tuple[list[Method], lis
 
 def _is_baseline(method: Method, name: str, label: str) -> bool:
     """True when a named method is the baseline ``name``; random and static must go by these names."""
-    if method.parsed.method_name != name or (name == "static" and not method.parsed.selector.follows_host):
+    decides = method.parsed.deciding
+    if decides.name != name or (name == "static" and not decides.follows_host):
         return False
     return name == "length" or method.label == label
 
@@ -208,10 +209,10 @@ def _check(methods: list[Method], base: Mapping[str, Any]) -> int:
     check_host_keys(methods[0].parsed.host, llamafactory.known_keys())
     llamafactory.refuse_config(methods[0].parsed.host)
     geometry, pool = geometry_of(methods[0].parsed.host, llamafactory.num_devices()), pool_size(dict(base))
-    chooser = next(method for method in methods if not method.parsed.selector.follows_host)
+    chooser = next(method for method in methods if not method.parsed.deciding.follows_host)
     num_steps = segment_plan(chooser.parsed, geometry, pool).num_steps
     for method in methods:
-        check_first_quota(method.parsed.selector, segment_plan(method.parsed, geometry, pool), geometry, pool)
+        check_first_quota(method.parsed.deciding, segment_plan(method.parsed, geometry, pool), geometry, pool)
     return num_steps
 
 
@@ -232,7 +233,7 @@ def passes_of(method: Method, num_steps: int) -> int:
     host = {key: value for key, value in method.parsed.host.items() if key != "max_steps"}
     longer = dataclasses.replace(method.parsed, schedule=schedule, host=host)
     geometry = geometry_of(host, llamafactory.num_devices())
-    return num_passes(longer.selector, segment_plan(longer, geometry, pool_size(host)))
+    return num_passes(longer.deciding, segment_plan(longer, geometry, pool_size(host)))
 
 
 def measuring_config(comparison: Comparison, folder: Path) -> dict[str, Any]:

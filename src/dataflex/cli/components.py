@@ -10,31 +10,48 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dataflex.algorithms.catalog import foreign_packages, hidden_by_ours, selector_class, selector_names
-from dataflex.cli.config import PACKAGE_COMPONENTS, find_components, read_presets
+from dataflex.algorithms.catalog import (
+    COMPONENTS,
+    component_class,
+    component_names,
+    foreign_packages,
+    hidden_by_ours,
+)
+from dataflex.cli.presets import PACKAGE_COMPONENTS, find_components, presets_by_kind
 from dataflex.core.errors import ConfigError
+
+DECIDES = {
+    "selectors": "which samples (train_type: dynamic_select, or select:)",
+    "mixers": "from which domains (train_type: dynamic_mix, or mix:)",
+    "weighters": "how much each sample counts (train_type: dynamic_weight, or weigh:)",
+    "orders": "in which order (train_type: dynamic_reorder, or order:)",
+}
 
 
 def components(file: str | None) -> None:
     """Print all methods and the presets of the shipped file and of ``file``."""
     console = Console()
-    for name in selector_names():
-        _print_method(console, name)
-    for name, package in hidden_by_ours():
-        _print(console, f"{name} of {package} is hidden by ours; name it as package.module:Class\n")
+    for kind in COMPONENTS:
+        _print(console, Text(f"{kind}: {DECIDES[kind]}\n", style="bold underline"))
+        for name in component_names(kind):
+            _print_method(console, kind, name)
+        for name, package in hidden_by_ours(kind):
+            _print(console, f"{name} of {package} is hidden by ours; name it as package.module:Class\n")
     for path in [PACKAGE_COMPONENTS, *([find_components(file)] if file else [])]:
         _print(console, f"presets of {_shown(path)}")
-        for preset, content in read_presets(path).items():
-            content = content or {}
-            _print(console, f"    {preset}: {content.get('name', preset)} {content.get('params') or ''}")
+        for kind, presets in presets_by_kind(path).items():
+            _print(console, f"  {kind}")
+            for preset, content in presets.items():
+                content = content or {}
+                _print(console, f"    {preset}: {content.get('name', preset)} {content.get('params') or ''}")
 
 
-def _print_method(console: Console, name: str) -> None:
+def _print_method(console: Console, kind: str, name: str) -> None:
     """A method's first line, its parameters with defaults and types, its source; or why it has none of them."""
-    packages = foreign_packages(name)
+    packages = foreign_packages(kind, name)
     heading = Text.assemble((name, "bold"), f"  (package {', '.join(packages)})" if packages else "")
     try:
-        cls = selector_class(name)
+        cls = component_class(kind, name)
         first_line, rows = _described(cls)
     except Exception as error:  # another package's code; whatever it does, it must not hide the rest
         why = " ".join(str(error).split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dataflex.cli.config import RunConfig, check_host_keys, read_config
+from dataflex.cli.config import RunConfig, check_host_keys, dataset_names, read_config
 from dataflex.cli.forecast import Speed, forecast, recorded_speed
 from dataflex.cli.train import launch_number
 from dataflex.core.draw import check_quota
 from dataflex.core.errors import ConfigError, shown
 from dataflex.core.order import Geometry, micro_batches_per_pass
 from dataflex.core.plan import SegmentPlan
+from dataflex.core.segment import Progress
+from dataflex.train.method import Method
 
 # Cost of training one row, in forward passes of one row: forward and both backward halves; a LoRA step needs no
 # gradients of the frozen weights.
@@ -50,12 +53,12 @@ def plan(path: str, overrides: list[str], like: str | None = None) -> None:
     """
     config = read_config(path, overrides)
     from dataflex.integrations import llamafactory
-    from dataflex.train.method import Method
     from dataflex.train.settings import unguided
 
     check_host_keys(config.host, llamafactory.known_keys())
     console = Console()
-    if not config.is_dynamic:
+    method = config.method
+    if method is None:
         console.print("train_type is static: LLaMA-Factory trains as it is, nothing is chosen.", highlight=False)
         return
     llamafactory.refuse_config(config.host)
@@ -63,10 +66,11 @@ def plan(path: str, overrides: list[str], like: str | None = None) -> None:
     geometry = geometry_of(config.host, llamafactory.num_devices())
     pool = pool_size(config.host)
     run_plan = segment_plan(config, geometry, pool)
-    check_first_quota(config.selector, run_plan, geometry, pool)
-    _print_segments(console, config, run_plan, geometry, pool)
-    _print_cost(console, config, run_plan, geometry, pool, speed)
-    warning = unguided(Method(name=config.method_name, selector=config.selector), run_plan)
+    check_first_quota(method, run_plan, geometry, pool)
+    _print_segments(console, method, run_plan, geometry, pool)
+    _print_parts(console, config, method)
+    _print_cost(console, config.host, method, run_plan, geometry, pool, speed)
+    warning = unguided(method, run_plan)
     if warning:
         console.print(f"Note: {warning}.", highlight=False, markup=False)
 
@@ -83,7 +87,7 @@ def geometry_of(host: dict[str, Any], num_devices: int) -> Geometry:
 def segment_plan(config: RunConfig, geometry: Geometry, pool: PoolSize) -> SegmentPlan:
     """The segments of a dynamic config; raises where they cannot be known."""
     assert config.schedule is not None
-    follows_host = config.selector.follows_host
+    follows_host = config.deciding.follows_host
     if pool.num_rows is None and (follows_host or config.schedule.update_times <= 0) and not config.schedule.train_step:
         raise ConfigError(f"the length of this run depends on the size of the pool, and {pool.note}")
     drop_last = bool(config.host.get("dataloader_drop_last", False))
@@ -97,20 +101,20 @@ def segment_plan(config: RunConfig, geometry: Geometry, pool: PoolSize) -> Segme
     )
 
 
-def check_first_quota(selector: Any, run_plan: SegmentPlan, geometry: Geometry, pool: PoolSize) -> None:
+def check_first_quota(method: Method, run_plan: SegmentPlan, geometry: Geometry, pool: PoolSize) -> None:
     """Raise when a decision could not fill its quota; none has more steps than the first."""
-    chooses = not (selector.follows_host or selector.serves_warmup or getattr(selector, "replacement", False))
+    chooses = method.selects and not (method.serves_warmup or method.replacement)
     if chooses and pool.num_rows is not None and run_plan.warmup_step < run_plan.num_steps:
         first = run_plan.segment_at(run_plan.warmup_step)
         check_quota(first.num_steps * geometry.global_batch, pool.num_rows)
 
 
 def _print_segments(
-    console: Console, config: RunConfig, run_plan: SegmentPlan, geometry: Geometry, pool: PoolSize
+    console: Console, method: Method, run_plan: SegmentPlan, geometry: Geometry, pool: PoolSize
 ) -> None:
     size = f"about {pool.num_rows:,} rows" if pool.num_rows is not None else "size unknown"
     console.print(
-        f"[bold]{escape(config.method_name)}[/bold]: {run_plan.num_steps} optimizer steps of {geometry.global_batch} "
+        f"[bold]{escape(method.title)}[/bold]: {run_plan.num_steps} optimizer steps of {geometry.global_batch} "
         f"samples ({geometry.world_size} ranks x {geometry.accumulation} micro-batches x {geometry.micro_batch}); "
         f"pool: {size} ({escape(pool.note)})",
         highlight=False,
@@ -120,17 +124,17 @@ def _print_segments(
         table.add_column(header, no_wrap=True)
     for segment in itertools.islice(run_plan.segments(), SHOWN_SEGMENTS):
         progress = run_plan.progress(segment)
-        uniform = segment.is_warmup and not config.selector.serves_warmup
-        note = {} if uniform else _note(config.selector, progress)
+        drawn = segment.is_warmup and not (method.serves_warmup or method.follows_host)
+        note = {} if drawn else method.plan_note(progress)
         window = note.get("window_shares")
-        decides = "host order" if config.selector.follows_host else note.get("decision", config.method_name)
+        initial = "initial mixture" if method.mixer is not None else "uniform"
         table.add_row(
             str(segment.index),
             f"{segment.start}-{segment.stop}",
             str(segment.num_steps * geometry.global_batch),
-            "warm-up (uniform)" if uniform else escape(decides),
+            f"warm-up ({initial})" if drawn else escape(_decides(method, progress, note)),
             f"{window[0]:.4f} to {window[1]:.4f}" if window else "-",
-            "the pool" if _scores(config.selector, progress) else "-",
+            "the pool" if "loss" in _needs(method, progress) else "-",
         )
     console.print(table)
     hidden = run_plan.num_segments - SHOWN_SEGMENTS
@@ -138,19 +142,62 @@ def _print_segments(
         console.print(f"... and {hidden} more segments", highlight=False)
 
 
+def _decides(method: Method, progress: Progress, note: Mapping[str, Any]) -> str:
+    """What decides a segment, in a few words."""
+    if method.follows_host:
+        return "host order"
+    words = []
+    if method.selects:
+        words = [note.get("decision", method.name) if method.selector_decides(progress) else f"{method.name} as before"]
+    if method.mixer is not None:
+        words.append(f"mix {method.mixer.name}" if method.mixer_decides(progress) else "mix as before")
+    words += [f"order {part.name}" for part in method.orders]
+    return ", ".join(words)
+
+
+def _print_parts(console: Console, config: RunConfig, method: Method) -> None:
+    """What the components beside the selector will do, as far as it is known before the run."""
+    if method.mixer is not None:
+        names = dataset_names(config.host) if config.domain_column is None else None
+        where = f"the data sets {', '.join(map(str, names))}" if names else f"the column {config.domain_column}"
+        console.print(f"Domains: {where}. {describe_mixer(method)}", highlight=False, markup=False)
+    if method.weighers:
+        named = " x ".join(part.name for part in method.weighers)
+        after = f" from step {method.weigh_warmup} on; 1 before" if method.weigh_warmup else ""
+        console.print(f"Loss: sum of c_i S_i / sum of T_i, c = {named}{after}.", highlight=False, markup=False)
+
+
+def describe_mixer(method: Method) -> str:
+    """What is known of a mixture before the run."""
+    assert method.mixer is not None
+    mixer, words = method.mixer.method, []
+    if "domain_loss" in mixer.needs:
+        words.append("Its rewards are the losses of training, at no extra pass")
+    if mixer.step_needs:
+        words.append("A reference model's forward is made for each row that is trained: a third of a training step")
+    words.append(
+        "a domain that runs dry begins again"
+        if mixer.max_times is None
+        else f"a row comes at most {mixer.max_times} times"
+    )
+    sentence = "; ".join(words)
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
 def _print_cost(
     console: Console,
-    config: RunConfig,
+    host: Mapping[str, Any],
+    method: Method,
     run_plan: SegmentPlan,
     geometry: Geometry,
     pool: PoolSize,
     speed: Speed | None,
 ) -> None:
-    passes = num_passes(config.selector, run_plan)
+    passes = num_passes(method, run_plan)
     if passes == 0:
         console.print("No pass over the pool: choosing costs nothing measurable.", highlight=False)
         return
-    kind = config.host.get("finetuning_type", "lora")
+    kind = host.get("finetuning_type", "lora")
     kind = kind if isinstance(kind, str) else shown(kind)
     per_row = FORWARDS_PER_TRAINED_ROW.get(kind, 3.0)
     trained = run_plan.num_steps * geometry.global_batch
@@ -171,13 +218,13 @@ def _print_cost(
         console.print(sentence, highlight=False, markup=False)
 
 
-def num_passes(selector: Any, run_plan: SegmentPlan) -> int:
+def num_passes(method: Method, run_plan: SegmentPlan) -> int:
     """Passes over the pool in the whole run; in a very long one later segments are taken to be like those before."""
     passes = 0
     counted = {True: 0, False: 0}  # by "is a warm-up"
     last = {True: False, False: False}
     for segment in itertools.islice(run_plan.segments(), COUNTED_SEGMENTS):
-        last[segment.is_warmup] = _scores(selector, run_plan.progress(segment))
+        last[segment.is_warmup] = "loss" in _needs(method, run_plan.progress(segment))
         counted[segment.is_warmup] += 1
         passes += last[segment.is_warmup]
     updates = run_plan.updates_before(run_plan.num_steps)
@@ -185,13 +232,9 @@ def num_passes(selector: Any, run_plan: SegmentPlan) -> int:
     return passes + (updates - counted[False]) * last[False] + (warmups - counted[True]) * last[True]
 
 
-def _note(selector: Any, progress: Any) -> dict[str, Any]:
-    plan_note = getattr(selector, "plan_note", None)
-    return plan_note(progress) if plan_note is not None else {}
-
-
-def _scores(selector: Any, progress: Any) -> bool:
-    return not selector.follows_host and "loss" in selector.needs_at(progress)
+def _needs(method: Method, progress: Progress) -> frozenset[str]:
+    """Signals that a decision measures."""
+    return frozenset() if method.follows_host else method.needs_at(progress)
 
 
 def _number(host: dict[str, Any], key: str, default: float, *, whole: bool = False) -> Any:
@@ -215,9 +258,8 @@ def pool_size(host: dict[str, Any]) -> PoolSize:
 
     Rows that LLaMA-Factory drops while it converts are counted here; nothing is tokenised.
     """
-    names = host.get("dataset")
-    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
-    if not isinstance(names, list) or not names:
+    names = dataset_names(host)
+    if names is None:
         raise ConfigError("dataset is missing; name a data set of dataset_info.json")
     directory = Path(str(host.get("dataset_dir", "data")))
     try:

@@ -34,24 +34,31 @@ def select(
     record = file.with_name(f"{file.name}{RECORD}")
     _check_place(file, record, overwrite)
     config = read_config(path, overrides)
-    if not config.is_dynamic:
+    method = config.method
+    if method is None:
         raise ConfigError("train_type is not dynamic_select, so that no method is named to select with; set it")
-    if config.selector.follows_host or "replay" in config.selector.needs:
-        what = "chooses nothing" if config.selector.follows_host else "repeats what another run chose"
-        raise ConfigError(f"{config.method_name} {what}; name another component_name to select with")
+    if not method.is_plain:
+        raise ConfigError(
+            f"{method.title} is more than a selector, and one decision without training is a selector's; name it alone "
+            "with train_type: dynamic_select"
+        )
+    if method.follows_host or "replay" in method.selector.needs:
+        what = "chooses nothing" if method.follows_host else "repeats what another run chose"
+        raise ConfigError(f"{method.name} {what}; name another component_name to select with")
+    if "training_loss" in method.selector.needs:
+        raise ConfigError(f"{method.name} reads the losses of training, and nothing is trained; set loss_source: sweep")
     from dataflex.integrations import llamafactory
     from dataflex.integrations.selected_file import file_bytes
     from dataflex.integrations.selecting import run_select
     from dataflex.ledger.files import write_atomic
     from dataflex.ledger.ledger import Ledger
-    from dataflex.train.method import Method
     from dataflex.train.settings import Settings
     from dataflex.train.wish import Wish
 
     check_host_keys(config.host, llamafactory.known_keys())
     assert config.schedule is not None
     settings = Settings(
-        method=Method(name=config.method_name, selector=config.selector),
+        method=method,
         schedule=config.schedule,
         score_batch_tokens=config.score_batch_tokens,
         config=config.resolved,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from dataflex.cli.config import RunConfig, check_host_keys, read_config
+from dataflex.cli.config import RunConfig, check_host_keys, dataset_names, read_config
 from dataflex.core.errors import DataFlexError
 
 
@@ -37,15 +37,16 @@ def train(path: str, overrides: list[str], *, fresh: bool = False, other_version
 
 def _train_dynamic(config: RunConfig, *, fresh: bool, other_versions: bool) -> None:
     from dataflex.integrations import llamafactory
-    from dataflex.train.method import Method
     from dataflex.train.settings import Settings
 
     assert config.schedule is not None
     settings = Settings(
-        method=Method(name=config.method_name, selector=config.selector),
+        method=config.deciding,
         schedule=config.schedule,
         score_batch_tokens=config.score_batch_tokens,
         log_source_loss=config.log_source_loss,
+        domain_column=config.domain_column,
+        domain_names=domain_names(config),
         config=config.resolved,
         fresh=fresh,
         other_versions=other_versions,
@@ -55,6 +56,12 @@ def _train_dynamic(config: RunConfig, *, fresh: bool, other_versions: bool) -> N
         output_dir = trainer.args.output_dir
         llamafactory.say(f"model or adapter: {output_dir}")
         llamafactory.say(f"what was trained, when and why: {os.path.join(output_dir, 'dataflex')}")
+
+
+def domain_names(config: RunConfig) -> tuple[str, ...] | None:
+    """The order of the domains where they are the data sets: that of ``dataset``."""
+    names = dataset_names(config.host) if config.domain_column is None else None
+    return tuple(map(str, names)) if names is not None else None
 
 
 def wants_torchrun(num_devices: int) -> bool:
