@@ -8,40 +8,88 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dataflex.algorithms.mix.doremi import DoReMi
+    from dataflex.algorithms.mix.odm import ODM
+    from dataflex.algorithms.mix.random import RandomMix
+    from dataflex.algorithms.mix.stages import Stages
+    from dataflex.algorithms.mix.static import StaticMix
+    from dataflex.algorithms.mix.temperature import Temperature
+    from dataflex.algorithms.order.folding import Folding
+    from dataflex.algorithms.order.saw import Saw
+    from dataflex.algorithms.order.segment import SegmentOrder
+    from dataflex.algorithms.order.sorting import Sorting
+    from dataflex.algorithms.order.stair import Stair
+    from dataflex.algorithms.order.zigzag import Zigzag
     from dataflex.algorithms.select.delta_loss import DeltaLoss
     from dataflex.algorithms.select.length import Length
     from dataflex.algorithms.select.loss import Loss
     from dataflex.algorithms.select.random import Random
     from dataflex.algorithms.select.replay import Replay
     from dataflex.algorithms.select.static import Static
+    from dataflex.algorithms.weigh.column import Column
+    from dataflex.algorithms.weigh.focal import Focal
+    from dataflex.algorithms.weigh.loss import LossWeigher
+    from dataflex.algorithms.weigh.self_paced import SelfPaced
     from dataflex.core.plan import Schedule
     from dataflex.train.mixin import DynamicDataMixin, dynamic
     from dataflex.train.python_api import Options
 
 # Imported on first use: methods need numpy only, and the command line should not wait for torch.
 _WHERE = {
+    "Column": "dataflex.algorithms.weigh.column",
     "DeltaLoss": "dataflex.algorithms.select.delta_loss",
+    "DoReMi": "dataflex.algorithms.mix.doremi",
     "DynamicDataMixin": "dataflex.train.mixin",
+    "Focal": "dataflex.algorithms.weigh.focal",
+    "Folding": "dataflex.algorithms.order.folding",
     "Length": "dataflex.algorithms.select.length",
     "Loss": "dataflex.algorithms.select.loss",
+    "LossWeigher": "dataflex.algorithms.weigh.loss",
+    "ODM": "dataflex.algorithms.mix.odm",
     "Options": "dataflex.train.python_api",
     "Random": "dataflex.algorithms.select.random",
+    "RandomMix": "dataflex.algorithms.mix.random",
     "Replay": "dataflex.algorithms.select.replay",
+    "Saw": "dataflex.algorithms.order.saw",
     "Schedule": "dataflex.core.plan",
+    "SegmentOrder": "dataflex.algorithms.order.segment",
+    "SelfPaced": "dataflex.algorithms.weigh.self_paced",
+    "Sorting": "dataflex.algorithms.order.sorting",
+    "Stages": "dataflex.algorithms.mix.stages",
+    "Stair": "dataflex.algorithms.order.stair",
     "Static": "dataflex.algorithms.select.static",
+    "StaticMix": "dataflex.algorithms.mix.static",
+    "Temperature": "dataflex.algorithms.mix.temperature",
+    "Zigzag": "dataflex.algorithms.order.zigzag",
     "dynamic": "dataflex.train.mixin",
 }
 
 __all__ = [
+    "ODM",
+    "Column",
     "DeltaLoss",
+    "DoReMi",
     "DynamicDataMixin",
+    "Focal",
+    "Folding",
     "Length",
     "Loss",
+    "LossWeigher",
     "Options",
     "Random",
+    "RandomMix",
     "Replay",
+    "Saw",
     "Schedule",
+    "SegmentOrder",
+    "SelfPaced",
+    "Sorting",
+    "Stages",
+    "Stair",
     "Static",
+    "StaticMix",
+    "Temperature",
+    "Zigzag",
     "__version__",
     "dynamic",
 ]

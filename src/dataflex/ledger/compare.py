@@ -11,7 +11,7 @@ import numpy as np
 from dataflex.core.errors import LedgerError
 from dataflex.ledger.audit import Audit
 
-SECTIONS = ("params", "schedule", "config", "versions")
+SECTIONS = ("params", "parts", "schedule", "config", "versions")
 FACTS = ("num_rows", "data", "global_batch")
 
 

@@ -8,15 +8,21 @@ from typing import Any
 import numpy as np
 
 from dataflex.ledger.audit import Audit
+from dataflex.ledger.run_facts import Facts
 
 
 def summary(audit: Audit) -> list[tuple[str, str]]:
     """What was run, how far it came, what was drawn and what choosing cost; names and texts."""
     run, facts, history = audit.run, audit.facts, audit.history
     lines = [entry.content for _, entry in sorted(history.in_force.items())]
-    found = [("method", str(run.get("method", "unknown")))]
-    if isinstance(run.get("params"), dict):
-        found.append(("parameters", ", ".join(f"{name}={value}" for name, value in run["params"].items()) or "none"))
+    parts: dict[str, Any] = run["parts"] if isinstance(run.get("parts"), dict) else {}
+    found = []
+    if not parts or not (facts and nothing_selects(facts)):
+        found = [("method", str(run.get("method", "unknown"))), ("parameters", _listed(run.get("params")))]
+    found += [(name, f"{part.get('method')}: {_listed(part.get('params'))}") for name, part in components(parts)]
+    if isinstance(run.get("domains"), dict):
+        names = run["domains"].get("names")
+        found.append(("domains", f"{run['domains'].get('column')}: {', '.join(map(str, names or []))}"))
     ends = history.of_kind("end")
     ended = f", ended at step {ends[-1].content['step']}" if history.has_ended else ", no end recorded"
     planned = f" of {facts.plan.num_steps}" if facts else ""
@@ -35,6 +41,24 @@ def summary(audit: Audit) -> list[tuple[str, str]]:
     if isinstance(versions, dict):
         found.append(("versions", ", ".join(f"{name} {number}" for name, number in versions.items())))
     return found
+
+
+def components(parts: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Mixer, weighers and orders of a run, each with the word for what it decides."""
+    named = [("mix", parts.get("mix"))]
+    named += [(word, part) for word in ("weigh", "order") for part in parts.get(word) or []]
+    return [(word, part) for word, part in named if isinstance(part, dict)]
+
+
+def nothing_selects(facts: Facts) -> bool:
+    """True: no selector chose the rows; they came by mixture or order, or as the host has them."""
+    return facts.method == "static" and not facts.params.get("path")
+
+
+def _listed(params: Any) -> str:
+    if not isinstance(params, dict):
+        return "unknown"
+    return ", ".join(f"{name}={value}" for name, value in params.items()) or "none"
 
 
 def _cost(end: Mapping[str, Any], lines: list[Mapping[str, Any]]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+SHOWN_DOMAINS = 8
+
 
 def describe(line: Mapping[str, Any], *, of_run: bool = True) -> str:
     """One line about a ledger line: window, improved, drawn from inside, cost.
@@ -28,6 +30,12 @@ def describe(line: Mapping[str, Any], *, of_run: bool = True) -> str:
         parts.append(f"{notes['num_from_window']} drawn from the window")
     if notes.get("num_unscored"):
         parts.append(f"{notes['num_unscored']} could not be scored")
+    if "mix" in line:
+        shares = ", ".join(f"{name} {count}" for name, count in list(line["mix"]["counts"].items())[:SHOWN_DOMAINS])
+        more = len(line["mix"]["counts"]) - SHOWN_DOMAINS
+        parts.append(f"of {shares}" + (f" and {more} more domains" if more > 0 else ""))
+    if "order" in line and line["update"] is not None:
+        parts.append(f"in the order {', '.join(line['order'])}")
     if scoring and not again:
         if scoring["source"] == "measured":
             parts.append(

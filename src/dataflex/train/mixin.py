@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from dataflex.algorithms.base import Selector
+from dataflex.algorithms.base import Mixer, Order, Selector, Weigher
 from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.core.order import Geometry, micro_batches_per_pass
 from dataflex.core.plan import Schedule, SegmentPlan
@@ -30,7 +31,7 @@ from dataflex.train.loggers import log_off_console
 from dataflex.train.measure import Measurer
 from dataflex.train.pool import Pool, read_pool
 from dataflex.train.progress import say
-from dataflex.train.python_api import Options, bare_collator, history_table, settings_of
+from dataflex.train.python_api import Components, Options, bare_collator, history_table, settings_of
 from dataflex.train.ranks import Ranks, load_cpu_checkpoints_by_index
 from dataflex.train.refuse import refuse_model, refuse_stream, refuse_trainer, refuse_unsupported
 from dataflex.train.settings import (
@@ -59,6 +60,9 @@ class DynamicDataMixin:
         self,
         *args: Any,
         selector: Selector | None = None,
+        mixer: Mixer | None = None,
+        weigher: Weigher | Sequence[Weigher] | None = None,
+        order: Order | Sequence[Order] | None = None,
         schedule: Schedule | None = None,
         options: Options | None = None,
         dataflex: Settings | None = None,
@@ -66,17 +70,21 @@ class DynamicDataMixin:
     ) -> None:
         """
         Args:
-            selector: the method, a value such as ``DeltaLoss(window_size=0.2)``.
+            selector: what chooses the samples, a value such as ``DeltaLoss(window_size=0.2)``.
+            mixer: what says how many come from each domain, such as ``Temperature(temperature=3.0)``.
+            weigher: what says how much each counts in the loss, one or several.
+            order: what arranges them.
             schedule: when decisions are made.
             options: what else may be said of a run; ``overwrite_output_dir`` among it.
-            dataflex: all of it as an integration made it, instead of the three above.
+            dataflex: all of it as an integration made it, instead of those above.
             args, kwargs: handed to the host's trainer.
         """
         refuse_trainer(type(self))
-        if dataflex is None and (selector is None or schedule is None):
+        components = Components(selector=selector, mixer=mixer, weigher=weigher, order=order)
+        if dataflex is None and (not components or schedule is None):
             raise ConfigError(
-                "a selector and a schedule are needed, such as selector=DeltaLoss(window_size=0.2), "
-                "schedule=Schedule(warmup_step=10, update_step=10, update_times=2)"
+                "a selector (or mixer, weigher, order) and a schedule are needed, such as "
+                "selector=DeltaLoss(window_size=0.2), schedule=Schedule(warmup_step=10, update_step=10, update_times=2)"
             )
         super().__init__(*args, **kwargs)
         trainer_args = self.args  # type: ignore[attr-defined]
@@ -85,7 +93,7 @@ class DynamicDataMixin:
         refuse_stream(self.train_dataset)  # type: ignore[attr-defined]
         if dataflex is None:
             given = kwargs.get("train_dataset")
-            dataflex = settings_of(self, given, selector, schedule, options or Options())
+            dataflex = settings_of(self, given, components, schedule, options or Options())
         self._dataflex = dataflex
         pool = dataflex.pool or read_pool(self.train_dataset, bare_collator(self))  # type: ignore[attr-defined]
         geometry = geometry_of(trainer_args)

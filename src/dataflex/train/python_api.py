@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from dataflex.algorithms.base import Selector
-from dataflex.algorithms.catalog import SELECTORS
+from dataflex.algorithms.base import Mixer, Order, Selector, Weigher
+from dataflex.algorithms.catalog import COMPONENTS
+from dataflex.algorithms.combine import Part
+from dataflex.algorithms.select.static import Static
 from dataflex.core.plan import Schedule
 from dataflex.ledger.ledger import Ledger
 from dataflex.train.method import Method
@@ -30,17 +32,59 @@ class Options:
     log_source_loss: bool = False  # the training loss of each source by itself
     fresh: bool = False  # no array of another run is served from the cache
     other_versions: bool = False  # resume although packages have other versions than before
+    domain_column: str | None = None  # which column of the data says the domain of a row; None: ``dataset``
+    select_every: int = 1  # the selector decides at each such decision; its distribution is kept in between
+    mix_every: int = 1  # the same of the mixer
+    mode: Literal["mix_then_select", "select_then_mix"] = "mix_then_select"  # how selection and mixture meet
+    keep: float = 1.0  # select_then_mix: the quota is this share of the selector's proposals
+    normalize: Literal["none", "mean_one"] = "none"  # divide the product of all weights by its mean
 
 
-def method_of(selector: Selector) -> Method:
-    """The selector under the name that a components file would call it by."""
-    cls = type(selector)
-    name = next((name for name, known in SELECTORS.items() if known is cls), f"{cls.__module__}:{cls.__qualname__}")
-    return Method(name=name, selector=selector)
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """What decides in a run, as values; several weighers and orders as a sequence."""
+
+    selector: Selector | None = None
+    mixer: Mixer | None = None
+    weigher: Weigher | Sequence[Weigher] | None = None
+    order: Order | Sequence[Order] | None = None
+
+    def __bool__(self) -> bool:
+        return any(value is not None for value in vars(self).values())
+
+
+def method_of(given: Components, schedule: Schedule, options: Options) -> Method:
+    """The components under the names that a components file would call them by."""
+    selector = given.selector if given.selector is not None else Static()
+    weighers = _named("weighters", given.weigher)
+    return Method(
+        name=_name("selectors", selector),
+        selector=selector,
+        every=options.select_every,
+        mixer=None if given.mixer is None else _named("mixers", given.mixer, every=options.mix_every)[0],
+        weighers=weighers,
+        orders=_named("orders", given.order),
+        mode=options.mode,
+        keep=options.keep,
+        normalize=options.normalize,
+        weigh_warmup=schedule.warmup_step if weighers else 0,
+    )
+
+
+def _named(kind: str, given: Any, *, every: int = 1) -> tuple[Part, ...]:
+    """Components of one kind with their names."""
+    values = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+    return tuple(Part(name=_name(kind, value), method=value, every=every) for value in values)
+
+
+def _name(kind: str, value: Any) -> str:
+    cls = type(value)
+    ours = COMPONENTS[kind].items()
+    return next((name for name, known in ours if known is cls), f"{cls.__module__}:{cls.__qualname__}")
 
 
 def settings_of(
-    trainer: Any, given: Any, selector: Selector | None, schedule: Schedule | None, options: Options
+    trainer: Any, given: Any, components: Components, schedule: Schedule | None, options: Options
 ) -> Settings:
     """Settings of a run that begins in Python.
 
@@ -48,12 +92,11 @@ def settings_of(
         trainer: the host's trainer, built.
         given: the data set as the user gave it; the trainer may have tokenised it.
     """
-    assert selector is not None
     assert schedule is not None
     args = trainer.args
     pool = read_pool(trainer.train_dataset, bare_collator(trainer))
     return Settings(
-        method=method_of(selector),
+        method=method_of(components, schedule, options),
         schedule=schedule,
         # Tokens of hubs are masked by the arguments themselves.
         config={**json.loads(json.dumps(args.to_dict(), default=str)), **_model_facts(trainer)},
@@ -62,6 +105,7 @@ def settings_of(
         overwrite=options.overwrite_output_dir,
         fresh=options.fresh,
         other_versions=options.other_versions,
+        domain_column=options.domain_column,
         pool=pool,
         rows=row_columns(trainer, given, len(pool)),
     )
