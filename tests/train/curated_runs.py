@@ -14,9 +14,11 @@ from dataflex.core.order import Geometry
 from dataflex.core.plan import Schedule, SegmentPlan
 from dataflex.ledger.ledger import Ledger
 from dataflex.train.curator import Curator
+from dataflex.train.domains import domains_of
 from dataflex.train.measure import Measured
-from dataflex.train.pool import Pool
 from dataflex.train.method import Method
+from dataflex.train.pool import Pool
+from dataflex.train.seen import Entries
 
 NUM_ROWS = 40
 WITHOUT_LABEL = (4, 17)
@@ -52,6 +54,37 @@ def losses_at(step: int, num_rows: int = NUM_ROWS) -> np.ndarray:
     return losses_N.astype(np.float32)
 
 
+class Trained:
+    """The training's own forwards: a row's loss is that of the step, two label tokens each."""
+
+    def __init__(self, losses: Callable[[int], np.ndarray]) -> None:
+        self._losses = losses
+        self._rows: list[np.ndarray] = []
+        self._steps: list[int] = []
+        self.state = np.zeros(1)  # of a weigher: how many rows it has seen
+
+    def see(self, rows_B: np.ndarray, step: int) -> None:
+        self._rows.append(np.sort(rows_B))
+        self._steps.append(step)
+        self.state = self.state + len(rows_B)
+
+    def drain(self) -> Entries:
+        rows = np.concatenate([*self._rows, np.zeros(0, dtype=np.int64)]).astype(np.int64)
+        steps = np.repeat(self._steps, [len(r) for r in self._rows]).astype(np.int64)
+        sums = np.array([2 * float(self._losses(s)[r]) for r, s in zip(rows, steps, strict=True)])
+        self._rows, self._steps = [], []
+        return Entries(rows=rows, loss_sums=sums, tokens=np.full(len(rows), 2), steps=steps)
+
+    def weight_statistics(self) -> dict[str, Any]:
+        return {}
+
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        return {"seen": self.state}
+
+    def load_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+        self.state = arrays["seen"]
+
+
 class Run:
     """One process of a run in ``output_dir``; ``said``, ``logged`` and ``measured`` are what came out of it."""
 
@@ -66,6 +99,7 @@ class Run:
         pool: Pool | None = None,
         seed: int = 7,
         versions: dict[str, str] | None = None,
+        domain_N: np.ndarray | None = None,
     ) -> None:
         self.said: list[str] = []
         self.logged: list[dict[str, float]] = []
@@ -73,7 +107,13 @@ class Run:
         self.checked_at = 0  # the step whose losses a spot check finds
         self.output_dir = output_dir
         self.pool = pool or make_pool()
-        make = SegmentPlan.host if selector.follows_host else SegmentPlan.dynamic
+        method = selector
+        if not isinstance(method, Method):
+            method = Method(name=type(selector).__name__, selector=selector)
+        names = [f"d{domain}" for domain in domain_N] if domain_N is not None else None
+        domains = domains_of("domain", names, self.pool.info) if names is not None else None
+        self.training = Trained(losses) if method.watches_training else None
+        make = SegmentPlan.host if method.follows_host else SegmentPlan.dynamic
         self.plan = make(schedule, num_epochs=num_epochs, pool_steps=-(-len(self.pool) // GEOMETRY.global_batch))
         self.ledger = Ledger(output_dir)
 
@@ -90,7 +130,7 @@ class Run:
             return Measured(values=losses(progress.step), cost=cost)
 
         self.curator = Curator(
-            method=Method(name=type(selector).__name__, selector=selector),
+            method=method,
             plan=self.plan,
             geometry=GEOMETRY,
             pool=self.pool,
@@ -103,6 +143,8 @@ class Run:
             say=self.said.append,
             log=self.logged.append,
             versions=versions or {"numpy": "1"},
+            domains=domains,
+            training=self.training,
         )
 
     def begin(self, checkpoint: Path | None = None, fingerprint: dict[str, Any] | None = None, **options: Any) -> Run:
@@ -122,7 +164,10 @@ class Run:
             for deal in self.curator.rest_of_epoch(step):
                 for start in range(0, len(deal.rows), GEOMETRY.global_batch):
                     trained.append(deal.rows[start : start + GEOMETRY.global_batch].tolist())
+                    if self.training is not None:
+                        self.training.see(deal.rows[start : start + GEOMETRY.global_batch], step)
                     self.checked_at = step = step + 1
+                    self.curator.after_step()
                     after_step(step)
         return trained
 

@@ -20,8 +20,8 @@ from dataflex.algorithms.select.static import Static
 from dataflex.core.errors import DataFlexError
 from dataflex.core.plan import Schedule
 from dataflex.ledger.ledger import Ledger
-from dataflex.train.mixin import dynamic
 from dataflex.train.method import Method
+from dataflex.train.mixin import dynamic
 from dataflex.train.settings import Settings
 
 VOCAB, NUM_ROWS = 48, 31
