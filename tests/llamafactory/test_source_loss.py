@@ -97,6 +97,7 @@ def test_ranks_add_up_their_sums_and_counts() -> None:
     import numpy as np
     import torch
 
+    from dataflex.signals.loss import loss_sums
     from dataflex.train.source_loss import SourceLoss
     from dataflex.train.sources import find_sources
 
@@ -107,9 +108,10 @@ def test_ranks_add_up_their_sums_and_counts() -> None:
     labels[0, :3] = -100
     rows = np.array([0, 1, 2, 3])
     whole, halves = SourceLoss(sources), [SourceLoss(sources), SourceLoss(sources)]
-    whole._take(logits, labels, rows)
+    sums = loss_sums(logits[:, :-1], labels[:, 1:])
+    whole.take(rows, sums)
     for half, part in zip(halves, (slice(0, 1), slice(1, 4)), strict=True):
-        half._take(logits[part], labels[part], rows[part])
+        half.take(rows[part], sums[part])
     totals = [half._totals_Sx2 for half in halves]
     assert all(total is not None for total in totals)
     expected = whole.means(lambda mine: mine)
@@ -122,17 +124,15 @@ def test_a_model_without_logits_is_a_sentence() -> None:
     import numpy as np
     import torch
 
-    from dataflex.train.source_loss import SourceLoss
-    from dataflex.train.sources import find_sources
+    from dataflex.train.trained_loss import TrainedLoss
 
     class Fused(torch.nn.Module):
         def forward(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"loss": labels.float().mean()}
 
-    sources = find_sources({"source": np.array(["a", "b"] * 4, dtype=object)})
-    assert sources is not None
     model, labels = Fused(), torch.ones(2, 3, dtype=torch.int64)
-    loss = SourceLoss(sources)
-    with pytest.raises(DataFlexError, match="a fused loss"), loss.watching(model, np.arange(2), labels):
+    loss = TrainedLoss(ranks=None, num_tokens_N=np.full(2, 3), beside=True)  # type: ignore[arg-type]
+    watching = loss.watching(model, {"labels": labels}, np.arange(2), 0)
+    with pytest.raises(DataFlexError, match="a fused loss"), watching:
         model(labels)
     assert not model._forward_hooks

@@ -18,9 +18,11 @@ from dataflex.integrations.row_trace import RowTrace
 from dataflex.integrations.trainer_log import full_log
 from dataflex.ledger.ledger import Ledger
 from dataflex.train.measure import check_files
+from dataflex.train.method import Method
 from dataflex.train.mixin import dynamic
 from dataflex.train.pool import read_pool
 from dataflex.train.progress import say
+from dataflex.train.reference import check_reference
 from dataflex.train.refuse import refuse_unsupported
 from dataflex.train.settings import Settings, check_quotas, domains_of_run, geometry_of, make_fingerprint, make_plan
 from dataflex.train.sources import find_sources, require_sources
@@ -34,6 +36,7 @@ SERVED_STAGES = {
     "dpo": ("llamafactory.train.dpo.workflow", "llamafactory.train.dpo.trainer", "CustomDPOTrainer"),
     "kto": ("llamafactory.train.kto.workflow", "llamafactory.train.kto.workflow", "CustomKTOTrainer"),
 }
+OTHER_LOSSES = ("use_dft_loss", "use_eaft_loss", "use_asft_loss", "label_smoothing_factor")
 LOADER = "llamafactory.data.loader"
 TUNER = "llamafactory.train.tuner"
 
@@ -66,6 +69,9 @@ def run_dynamic(config: Mapping[str, Any], settings: Settings) -> Any:
             "log_source_loss reads the logits of the training's forward, which enable_liger_kernel fuses into the "
             "loss; remove one of them"
         )
+    method = settings.method
+    if method.watches_training:
+        _refuse_unwatchable(config, method)
     session = Session(
         settings,
         stage=config.get("stage", "sft"),
@@ -75,6 +81,26 @@ def run_dynamic(config: Mapping[str, Any], settings: Settings) -> Any:
     if session.trainer is None:
         raise DataFlexError("LLaMA-Factory built another trainer than the one that can be served; nothing was chosen")
     return session.trainer
+
+
+def _refuse_unwatchable(config: Mapping[str, Any], method: Method) -> None:
+    """Raise where the losses of the training's own forwards cannot be read, or weighed, before a model is loaded."""
+    stage = config.get("stage", "sft")
+    if stage not in ("sft", "pt"):
+        raise ConfigError(
+            f"{method.title} needs the losses of tokens, which stage {stage} has none of; use stage sft or pt, or a "
+            "selector"
+        )
+    if config.get("enable_liger_kernel"):
+        raise ConfigError(
+            f"{method.title} needs the loss of each row, which enable_liger_kernel fuses away; remove one of them"
+        )
+    other = next((key for key in OTHER_LOSSES if config.get(key)), None)
+    if other is not None and (method.weighers or (method.mixer and method.mixer.method.step_needs)):
+        raise ConfigError(f"{method.title} weighs the plain loss, and {other} replaces it; leave one out")
+    reference = getattr(method.mixer.method, "reference", None) if method.mixer is not None else None
+    if reference is not None:
+        check_reference(reference)
 
 
 def refuse_config(config: Mapping[str, Any]) -> None:

@@ -216,17 +216,25 @@ def with_positions(inputs: dict[str, Any]) -> None:
 def loss_sums(logits_BxPxV: torch.Tensor, targets_BxP: torch.Tensor) -> torch.Tensor:
     """Return (loss sum, number of label tokens) of each sample, float64, shape (B, 2).
 
+    ``logits[:, p]`` predict ``targets[:, p]``.
+    """
+    losses_BxP = token_losses(logits_BxPxV, targets_BxP)
+    num_labels_B = (targets_BxP != IGNORE_INDEX).sum(1)
+    return torch.stack([losses_BxP.double().sum(1), num_labels_B.double()], dim=1)
+
+
+def token_losses(logits_BxPxV: torch.Tensor, targets_BxP: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of each label, float32, shape (B, P); 0 where there is none.
+
     ``logits[:, p]`` predict ``targets[:, p]``; only positions with a label are copied and upcast, a chunk at a time.
     """
-    has_label_BxP = targets_BxP != IGNORE_INDEX
-    sample_L, position_L = has_label_BxP.nonzero(as_tuple=True)
+    sample_L, position_L = (targets_BxP != IGNORE_INDEX).nonzero(as_tuple=True)
     targets_L = targets_BxP[sample_L, position_L]
-    sums_B = torch.zeros(len(targets_BxP), dtype=torch.float64, device=targets_BxP.device)
+    losses_BxP = torch.zeros(targets_BxP.shape, dtype=torch.float32, device=targets_BxP.device)
     for part in chunks(len(targets_L), logits_BxPxV.shape[-1]):
         logits_LxV = logits_BxPxV[sample_L[part], position_L[part]]
-        losses_L = negative_log_likelihood(logits_LxV, targets_L[part])
-        sums_B.index_add_(0, sample_L[part], losses_L.double())
-    return torch.stack([sums_B, has_label_BxP.sum(1).double()], dim=1)
+        losses_BxP[sample_L[part], position_L[part]] = negative_log_likelihood(logits_LxV, targets_L[part])
+    return losses_BxP
 
 
 def mean_losses(values_NxC: np.ndarray) -> np.ndarray:

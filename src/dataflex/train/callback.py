@@ -1,7 +1,8 @@
-"""The epoch counter: right after a resume as well."""
+"""Callbacks of the host's loop: the epoch counter, right after a resume as well, and the end of a step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
@@ -22,3 +23,13 @@ class EpochCounter(TrainerCallback):
         epoch, step = divmod(state.global_step - 1, self._steps_per_epoch)
         done = min((step + 1) * args.gradient_accumulation_steps, self._micro_batches_per_epoch)
         state.epoch = epoch + done / self._micro_batches_per_epoch
+
+
+class AfterStep(TrainerCallback):
+    """Call a function after every optimizer step, before anything is saved."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._call()

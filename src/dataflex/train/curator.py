@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +17,14 @@ from dataflex.core.order import Deal, Geometry
 from dataflex.core.plan import SegmentPlan
 from dataflex.core.seeds import loader_seed
 from dataflex.core.segment import Progress, Segment
+from dataflex.ledger.files import write_atomic
 from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.groups import Groups
 from dataflex.ledger.ledger import Ledger
 from dataflex.train.checkpoint import MARKS, STATE_FILE, read_state, write_state
 from dataflex.train.decide import MIX, Decision, Situation, decide, initial_state, part, prefixed
 from dataflex.train.describe import cost_of_choosing, describe, describe_cost
-from dataflex.train.domains import Domains
+from dataflex.train.domains import LEARNED, Domains
 from dataflex.train.former import Former, difference
 from dataflex.train.line import segment_line
 from dataflex.train.measure import Measured
@@ -445,6 +447,19 @@ class Curator:
             {"kind": "end", "step": step, "best_checkpoint": best_checkpoint, "seconds": seconds, "choosing": cost}
         )
         self._say(describe_cost(cost, seconds["running"]))
+        self._write_learned()
+
+    def _write_learned(self) -> None:
+        """Write the proportions that the mixer found, for the run that trains on them."""
+        mixer = self.method.mixer.method if self.method.mixer is not None else None
+        learned_D = mixer.learned(part(self._state, MIX)) if mixer is not None and hasattr(mixer, "learned") else None
+        if learned_D is None or self.domains is None:
+            return
+        path = self._ledger.root / LEARNED.name
+        named = dict(zip(self.domains.info.names, learned_D.tolist(), strict=True))
+        write_atomic(path, json.dumps(named, ensure_ascii=False, indent=2).encode())
+        listed = ", ".join(f"{name} {share:.4f}" for name, share in named.items())
+        self._say(f"learned proportions: {listed}; in {path}")
 
     def clear(self, checkpoint: Path) -> None:
         """Take the marks of completeness off a folder that is about to be written again."""

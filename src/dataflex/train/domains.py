@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc_typed
 
 from dataflex.algorithms.base import DomainInfo, PoolInfo
+from dataflex.algorithms.mix.proportions import check_proportions, resolve_proportions
 from dataflex.core.domains import count_rows, sum_by_domain
 from dataflex.core.errors import ConfigError, did_you_mean, shown
 
 pc: Any = pc_typed  # its functions are made when it is imported
 
 MOST_DOMAINS = 1000
+LEARNED = Path("dataflex") / "proportions.json"  # in a run's output_dir
 DATA_SET = "dataset"  # the column that names the data set of a row
 
 
@@ -83,3 +87,28 @@ def domains_of(name: str, values: Any, pool: PoolInfo, names: Sequence[str] | No
         num_label_tokens_D=sum_by_domain(pool.num_label_tokens_N, domain_N, len(ordered)).astype(np.int64),
     )
     return Domains(column=name, info=info, domain_N=domain_N)
+
+
+def weighs_domains(mixer: Any, domains: Domains) -> bool:
+    """True where a mixer weighs the loss of each domain, as step 2 of doremi does."""
+    return mixer.domain_weights(mixer.init(domains.info)) is not None
+
+
+def read_proportions(path: str, domains: Domains) -> np.ndarray:
+    """Proportions that a run learned: its output_dir, or the file in it; float64, shape (D,), sum 1.
+
+    Raises:
+        ConfigError: no such file, or one of other domains.
+    """
+    file = Path(path) / LEARNED if Path(path).is_dir() else Path(path)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ConfigError(
+            f"path {shown(path)} holds no proportions that a run learned ({reason}); name the output_dir of step 2"
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} is no mapping of domains to numbers; name the output_dir of step 2")
+    check_proportions(str(file), content)
+    return resolve_proportions(str(file), content, domains.info, domains.info.num_rows_D)

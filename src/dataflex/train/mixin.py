@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from dataflex.core.plan import Schedule, SegmentPlan
 from dataflex.ledger.files import out_of_space
 from dataflex.ledger.ledger import Ledger
 from dataflex.signals.cache import weights_digest
-from dataflex.train.callback import EpochCounter
+from dataflex.train.callback import AfterStep, EpochCounter
 from dataflex.train.chain import SegmentChain, draw_like_a_stock_loader, host_order
 from dataflex.train.checkpoint import newest_complete_checkpoint
 from dataflex.train.curator import Curator
@@ -46,6 +47,7 @@ from dataflex.train.settings import (
 )
 from dataflex.train.source_loss import SourceLoss
 from dataflex.train.sources import find_sources, require_sources
+from dataflex.train.watching import domain_factor, measure_domains, watch_training
 
 
 class DynamicDataMixin:
@@ -118,6 +120,19 @@ class DynamicDataMixin:
         )
         sources = find_sources(dataflex.rows)
         self._source_loss = SourceLoss(require_sources(sources)) if dataflex.log_source_loss else None
+        method = dataflex.method
+        self._trained_loss = watch_training(
+            self,
+            method,
+            num_steps=plan.num_steps,
+            geometry=geometry,
+            pool=pool,
+            ranks=ranks,
+            domains=domains,
+            columns=dataflex.rows,
+            listener=self._source_loss.take if self._source_loss else None,
+            factor=lambda rows_B: domain_factor(self.curator, self.state.global_step, rows_B),  # type: ignore[attr-defined]
+        )
         self.curator = Curator(
             method=dataflex.method,
             plan=plan,
@@ -134,11 +149,14 @@ class DynamicDataMixin:
             versions=versions(),
             sources=sources,
             domains=domains,
+            measure_domains=functools.partial(measure_domains, method, domains),
+            training=self._trained_loss if method.watches_training else None,
         )
         self._fingerprint = make_fingerprint(dataflex, pool, geometry, ledger)
         if not dataflex.method.follows_host or dataflex.schedule.train_step:
             trainer_args.max_steps = plan.num_steps
         self.add_callback(EpochCounter(plan.steps_per_epoch, self._micro_batches()))  # type: ignore[attr-defined]
+        self.add_callback(AfterStep(self.curator.after_step))  # type: ignore[attr-defined]
 
     def _check_quotas(self, plan: SegmentPlan, pool: Pool, geometry: Geometry) -> None:
         check_quotas(self._dataflex, plan, pool, geometry)
@@ -194,8 +212,8 @@ class DynamicDataMixin:
             self._signature_columns = [*self._signature_columns, SAMPLE_IDS]
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        rows_B, labels_BxT = inputs.pop(SAMPLE_IDS), inputs.get("labels")
-        watching = self._source_loss.watching(model, rows_B, labels_BxT) if self._source_loss else nullcontext()
+        rows_B, step = inputs.pop(SAMPLE_IDS), self.state.global_step  # type: ignore[attr-defined]
+        watching = self._trained_loss.watching(model, inputs, rows_B, step) if self._trained_loss else nullcontext()
         with watching:
             return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 

@@ -75,6 +75,16 @@ class Ranks:
             dist.all_gather(parts, mine, group=self._group)
         return torch.cat(parts)
 
+    def gather_rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Concatenate tensors of all ranks, of any lengths, along axis 0; the result lies in the host's memory."""
+        if self.world_size == 1:
+            return tensor.detach().cpu()
+        lengths = self.gather(torch.tensor([len(tensor)])).tolist()
+        padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        parts = self.gather(padded[None])
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
     def first_text(self, text: str) -> str:
         """The first text that is not empty, by rank; "" when all are."""
         texts: list[str | None] = [text]

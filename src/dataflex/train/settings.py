@@ -13,7 +13,7 @@ from dataflex.core.order import Geometry, micro_batches_per_pass
 from dataflex.core.plan import Schedule, SegmentPlan
 from dataflex.ledger.fingerprint import VERSION, comparable
 from dataflex.ledger.ledger import Ledger
-from dataflex.train.domains import Domains, find_domains
+from dataflex.train.domains import Domains, find_domains, read_proportions
 from dataflex.train.method import Method
 from dataflex.train.pool import Pool
 
@@ -80,6 +80,8 @@ def domains_of_run(settings: Settings, pool: Pool, rows: Mapping[str, Any]) -> D
         return None
     domains = find_domains(rows, pool.info, column=settings.domain_column, names=settings.domain_names)
     mixer.method.init(domains.info)
+    if "proportions_file" in mixer.method.needs:
+        read_proportions(mixer.method.path, domains)
     return domains
 
 

@@ -1,18 +1,13 @@
-"""The training loss of each source, taken from the logits of the training's own forward."""
+"""The training loss of each source, as the training's own forwards show it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
 
-from dataflex.core.errors import DataFlexError
 from dataflex.ledger.groups import Groups
-from dataflex.signals.loss import loss_sums
 from dataflex.train.metrics import PREFIX
 
 
@@ -28,40 +23,12 @@ class SourceLoss:
         self._sources = sources
         self._totals_Sx2: torch.Tensor | None = None  # loss sum, number of tokens; since they were last asked for
 
-    @contextmanager
-    def watching(self, model: nn.Module, rows_B: np.ndarray, labels_BxT: Any) -> Iterator[None]:
-        """Take in the first forward of ``model`` in this block, whose batch holds these pool rows.
-
-        Raises:
-            DataFlexError: the forward gives no logits of every position.
-        """
-        seen = False
-
-        def take(module: nn.Module, args: Any, output: Any) -> None:
-            nonlocal seen
-            if not seen:
-                seen = True
-                self._take(getattr(output, "logits", None), labels_BxT, rows_B)
-
-        handle = model.register_forward_hook(take)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def _take(self, logits_BxTxV: Any, labels_BxT: Any, rows_B: np.ndarray) -> None:
-        both = isinstance(logits_BxTxV, torch.Tensor) and isinstance(labels_BxT, torch.Tensor)
-        if not both or logits_BxTxV.shape[:-1] != labels_BxT.shape:
-            raise DataFlexError(
-                "log_source_loss reads the logits of the training's forward, and this model gives none of every "
-                "position (a fused loss?); remove log_source_loss, or what fuses the loss (enable_liger_kernel)"
-            )
-        with torch.no_grad():
-            sums_Bx2 = loss_sums(logits_BxTxV.detach()[:, :-1], labels_BxT.to(logits_BxTxV.device)[:, 1:])
-            if self._totals_Sx2 is None:
-                self._totals_Sx2 = sums_Bx2.new_zeros(len(self._sources.labels), 2)
-            codes_B = torch.from_numpy(self._sources.codes_N[rows_B].astype(np.int64)).to(sums_Bx2.device)
-            self._totals_Sx2.index_add_(0, codes_B, sums_Bx2)
+    def take(self, rows_B: np.ndarray, sums_Bx2: torch.Tensor) -> None:
+        """Take in the rows of one micro-batch: their loss sums and label tokens, float64."""
+        if self._totals_Sx2 is None:
+            self._totals_Sx2 = sums_Bx2.new_zeros(len(self._sources.labels), 2)
+        codes_B = torch.from_numpy(self._sources.codes_N[rows_B].astype(np.int64)).to(sums_Bx2.device)
+        self._totals_Sx2.index_add_(0, codes_B, sums_Bx2)
 
     def means(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """Mean loss of each source that was trained since the last call, over all ranks (collective)."""

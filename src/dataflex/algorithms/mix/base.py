@@ -59,3 +59,7 @@ class MixerBase:
 
     def domain_weights(self, state: State) -> np.ndarray | None:
         return None
+
+    def learned(self, state: State) -> np.ndarray | None:
+        """Proportions that the run found for another one to train on, sum 1; None where it finds none."""
+        return None

@@ -156,6 +156,9 @@ class DoReMi(MixerBase):
             return None
         return importance(state["alpha_D"], state["proportions_D"])
 
+    def learned(self, state: State) -> np.ndarray | None:
+        return average_alpha(state) if self.step == 2 else None
+
     def _marks(self) -> dict[str, Any]:
         """Parameters under which this is not DoReMi, for the record."""
         return {"compatibility": "center, clip"} if self.center or self.clip is not None else {}

@@ -1,0 +1,317 @@
+"""The losses of the training's own forward: kept by row, and weighted where a weigher says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  its common name
+from transformers import PreTrainedModel
+
+from dataflex.core.errors import ConfigError, DataFlexError
+from dataflex.signals.loss import IGNORE_INDEX, token_losses
+from dataflex.train.ranks import Ranks
+from dataflex.train.reference import Reference
+from dataflex.train.seen import Entries
+from dataflex.train.weighing import Weighing
+
+NO_LOGITS = (
+    "the loss of each row is read from the training's forward, and this model gives no logits of every position (a "
+    "fused loss?); turn off what fuses the loss (enable_liger_kernel, use_liger_kernel)"
+)
+
+
+@dataclass
+class _MicroBatch:
+    """One forward and what is known of its rows."""
+
+    rows_B: np.ndarray  # pool rows
+    step: int  # optimizer step
+    inputs: Mapping[str, Any]
+    reference_BxT: torch.Tensor | None = None  # the reference model's loss of the label at each position
+    is_taken: bool = False  # its losses were seen
+
+
+class TrainedLoss:
+    """Takes in every micro-batch that is trained; ``Training`` for the curator.
+
+    The model's loss function is ours while a micro-batch is trained: the same cross-entropy of the same positions with
+    the same denominator, by token, times coefficients, so that it is computed once. With coefficients of 1 the
+    gradient is the host's to the bit. Where a trainer adds up the log-probabilities of its own fused head (TRL >= 1.16)
+    those are multiplied instead. Without a weigher, and where the host has another loss, losses are read beside it from
+    the logits.
+
+    Args:
+        num_tokens_N: tokens of each pool row, by which a flattened batch (padding-free) is cut into its rows.
+        weighing: coefficients; None: all 1.
+        reference: the model that losses are compared with, for mixers that learn from the excess.
+        domain_N: domain of each pool row, beside ``reference``.
+        num_domains: number of them.
+        beside: read the losses beside the host's own even where they could be computed once, so that the host's number
+            stays what it is to the last bit.
+        keep: keep the rows' losses until they are drained; else only listeners are told.
+    """
+
+    def __init__(
+        self,
+        *,
+        ranks: Ranks,
+        num_tokens_N: np.ndarray,
+        weighing: Weighing | None = None,
+        reference: Reference | None = None,
+        domain_N: np.ndarray | None = None,
+        num_domains: int = 0,
+        beside: bool = False,
+        keep: bool = True,
+    ) -> None:
+        self._ranks, self._num_tokens_N, self._weighing = ranks, num_tokens_N, weighing
+        self._reference, self._domain_N, self._num_domains = reference, domain_N, num_domains
+        self._beside, self._keep = beside, keep
+        self._batch: _MicroBatch | None = None
+        self._kept: list[tuple[np.ndarray, torch.Tensor, int]] = []  # rows, (loss sum, tokens) of each, step
+        self._excess_Dx2: torch.Tensor | None = None  # of the optimizer step in progress
+        self._listeners: list[Callable[[np.ndarray, torch.Tensor], None]] = []
+        self._replacement = self._loss_function  # one object, so that a compiled model is not compiled again
+
+    def listen(self, listener: Callable[[np.ndarray, torch.Tensor], None]) -> None:
+        """Have ``listener`` told the rows of each micro-batch and their (loss sum, tokens), float64, shape (B, 2)."""
+        self._listeners.append(listener)
+
+    # around one micro-batch
+
+    @contextmanager
+    def watching(self, model: nn.Module, inputs: Mapping[str, Any], rows_B: np.ndarray, step: int) -> Iterator[None]:
+        """Take in, and weigh, the first forward of ``model`` in this block.
+
+        Args:
+            inputs: the batch as the host hands it to the model.
+            rows_B: its pool rows.
+            step: optimizer step.
+
+        Raises:
+            DataFlexError: the forward shows no loss of single rows.
+        """
+        batch = self._batch = _MicroBatch(rows_B=rows_B, step=step, inputs=inputs)
+        if self._reference is not None:
+            batch.reference_BxT = self._reference.losses(inputs)
+        inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+        replaced = inner is not None and not self._beside and _is_causal(inner)
+        handle = model.register_forward_hook(self._after_forward)
+        own = vars(inner).get("_loss_function") if inner is not None else None
+        if replaced:
+            assert inner is not None
+            inner._loss_function = self._replacement
+        try:
+            yield
+        finally:
+            handle.remove()
+            if replaced:
+                assert inner is not None
+                if own is None:
+                    del inner._loss_function
+                else:
+                    inner._loss_function = own
+            self._batch = None
+        if not batch.is_taken:
+            raise DataFlexError(NO_LOGITS)
+
+    def _loss_function(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor | None,
+        vocab_size: int | None = None,
+        num_items_in_batch: Any = None,
+        ignore_index: int = IGNORE_INDEX,
+        shift_labels: torch.Tensor | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """As transformers' loss of causal language models, by token and weighted."""
+        logits = logits.float()
+        logits_TxV = logits.view(-1, vocab_size or logits.shape[-1])
+        if shift_labels is None:
+            assert labels is not None
+            shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:].contiguous()
+        targets_BxT = shift_labels.to(logits.device)
+        flat_targets = targets_BxT.view(-1)
+
+        def losses_of(logits_TxV: torch.Tensor) -> torch.Tensor:
+            losses_T = F.cross_entropy(logits_TxV, flat_targets, ignore_index=ignore_index, reduction="none")
+            return losses_T.view(targets_BxT.shape)
+
+        losses_BxT = losses_of(logits_TxV)
+        weights_BxT = self._take(losses_BxT.detach(), targets_BxT != ignore_index)
+        if weights_BxT is not None:
+            broken_BxT = (weights_BxT == 0) & ~torch.isfinite(losses_BxT)
+            if self._weighing is not None and self._weighing.met_unscored and bool(broken_BxT.any()):
+                # A row that overflowed weighs 0, and 0 x NaN is NaN in its gradient too: its logits are taken out.
+                losses_BxT = losses_of(logits_TxV.masked_fill(broken_BxT.view(-1, 1), 0))
+            losses_BxT = losses_BxT * weights_BxT
+        total = losses_BxT.sum()
+        if num_items_in_batch is None:
+            return total / (flat_targets != ignore_index).sum()
+        return total / (
+            num_items_in_batch.to(total.device) if torch.is_tensor(num_items_in_batch) else num_items_in_batch
+        )
+
+    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Losses that did not pass through the loss function: of a fused head, or of another loss of the host's."""
+        batch = self._batch
+        if batch is None or batch.is_taken:
+            return None
+        log_probs = getattr(output, "log_probs", None)
+        if log_probs is not None:
+            weights_BxT = self._take(-log_probs.detach(), output.label_mask)
+            if weights_BxT is not None:
+                broken_BxT = (weights_BxT == 0) & ~torch.isfinite(log_probs)
+                output.log_probs = log_probs.masked_fill(broken_BxT, 0) * weights_BxT
+            return output
+        logits_BxTxV: Any = getattr(output, "logits", None)
+        labels_BxT: Any = batch.inputs.get("labels")
+        both = isinstance(logits_BxTxV, torch.Tensor) and isinstance(labels_BxT, torch.Tensor)
+        if not both or logits_BxTxV.shape[:-1] != labels_BxT.shape:
+            raise DataFlexError(NO_LOGITS)
+        if self._weighing is not None:
+            raise DataFlexError(
+                "the loss of this trainer is not the model's own, so that the weights of rows cannot reach it; train "
+                "with the plain loss, or remove the weigher"
+            )
+        with torch.no_grad():
+            targets_BxT = F.pad(labels_BxT, (0, 1), value=IGNORE_INDEX)[:, 1:].to(logits_BxTxV.device)
+            self._take(token_losses(logits_BxTxV.detach(), targets_BxT), targets_BxT != IGNORE_INDEX)
+        return None
+
+    def _take(self, losses_BxT: torch.Tensor, has_label_BxT: torch.Tensor) -> torch.Tensor | None:
+        """Keep the losses of one forward, 0 where there is no label; return the coefficients, None where all are 1."""
+        batch = self._batch
+        if batch is None:
+            raise DataFlexError("a loss was computed outside of a micro-batch; this trainer cannot be served")
+        if batch.is_taken:  # a second forward in the same step, for metrics
+            return None
+        batch.is_taken = True
+        owner_BxT = self._owners(losses_BxT.shape, losses_BxT.device)
+        sums_Bx2 = torch.zeros(len(batch.rows_B), 2, dtype=torch.float64, device=losses_BxT.device)
+        both_Tx2 = torch.stack([losses_BxT.flatten().double(), has_label_BxT.flatten().double()], dim=1)
+        sums_Bx2.index_add_(0, owner_BxT.flatten(), both_Tx2)
+        if self._keep:
+            self._kept.append((batch.rows_B, sums_Bx2, batch.step))
+        for listener in self._listeners:
+            listener(batch.rows_B, sums_Bx2)
+        if batch.reference_BxT is not None:
+            self._add_excess(losses_BxT, has_label_BxT, owner_BxT, batch)
+        if self._weighing is None:
+            return None
+        losses_BxT = losses_BxT.masked_fill(~has_label_BxT, torch.nan) if self._weighing.needs_tokens else losses_BxT
+        return self._weighing.coefficients(batch.rows_B, batch.step, sums_Bx2, losses_BxT, owner_BxT)
+
+    def _owners(self, shape: torch.Size, device: torch.device) -> torch.Tensor:
+        """Which of the batch's rows each position belongs to, int64, shape (B, T)."""
+        assert self._batch is not None
+        rows_B = self._batch.rows_B
+        if shape[0] == len(rows_B):
+            return torch.arange(len(rows_B), device=device)[:, None].expand(shape)
+        lengths_B = self._num_tokens_N[rows_B]
+        if shape[0] != 1 or not 0 <= int(lengths_B.sum()) - shape[1] <= 1:  # a fused head has one position less
+            raise DataFlexError(
+                f"a batch of {len(rows_B)} rows with {int(lengths_B.sum())} tokens reached the model as {shape[0]} x "
+                f"{shape[1]} positions, which cannot be told apart by row; turn off what joins or cuts them"
+            )
+        owners = np.repeat(np.arange(len(rows_B)), lengths_B)
+        # Position p predicts the token after it; at a row's end that is the next row's first, which has no label.
+        return torch.from_numpy(np.append(owners[1:], owners[-1:])[: shape[1]]).to(device)[None]
+
+    # what the excess over a reference is
+
+    def _add_excess(
+        self,
+        losses_BxT: torch.Tensor,
+        has_label_BxT: torch.Tensor,
+        owner_BxT: torch.Tensor,
+        batch: _MicroBatch,
+    ) -> None:
+        assert batch.reference_BxT is not None
+        assert self._domain_N is not None
+        reference_BxT = batch.reference_BxT[:, : losses_BxT.shape[1]].to(losses_BxT.device)
+        if self._excess_Dx2 is None:
+            self._excess_Dx2 = torch.zeros(self._num_domains, 2, dtype=torch.float64, device=losses_BxT.device)
+        domain_B = torch.from_numpy(self._domain_N[batch.rows_B]).to(losses_BxT.device)
+        excess_BxT = (losses_BxT - reference_BxT).clamp(min=0).double()
+        counted_BxT = has_label_BxT & torch.isfinite(excess_BxT)
+        both = torch.stack([excess_BxT.masked_fill(~counted_BxT, 0).flatten(), counted_BxT.flatten().double()], dim=1)
+        self._excess_Dx2.index_add_(0, domain_B[owner_BxT.flatten()], both)
+
+    # for the curator
+
+    def drain(self) -> Entries:
+        """Rows trained since the last call, of all ranks, by step and row (collective)."""
+        rows = np.concatenate([np.zeros(0, dtype=np.int64), *(rows_B for rows_B, _, _ in self._kept)])
+        steps = np.repeat([step for _, _, step in self._kept], [len(rows_B) for rows_B, _, _ in self._kept])
+        sums = torch.cat([torch.zeros(0, 2, dtype=torch.float64), *(s.cpu() for _, s, _ in self._kept)]).numpy()
+        self._kept = []
+        mine = np.column_stack([rows, steps, sums]) if len(rows) else np.zeros((0, 4))
+        whole = self._ranks.gather_rows(torch.from_numpy(mine)).numpy()
+        rows, steps = whole[:, 0].astype(np.int64), whole[:, 1].astype(np.int64)
+        order = np.lexsort((rows, steps))
+        return Entries(
+            rows=rows[order],
+            loss_sums=whole[order, 2],
+            tokens=whole[order, 3].astype(np.int64),
+            steps=steps[order],
+        )
+
+    def take_step(self) -> dict[str, np.ndarray]:
+        """Excess sums and label tokens by domain of the step that is done, over all ranks (collective)."""
+        mine = self._excess_Dx2
+        mine = torch.zeros(self._num_domains, 2, dtype=torch.float64) if mine is None else mine
+        self._excess_Dx2 = None
+        sums_Dx2 = self._ranks.gather(mine).reshape(-1, self._num_domains, 2).sum(0).numpy()
+        return {"domain_excess_sums": sums_Dx2[:, 0], "domain_tokens": sums_Dx2[:, 1]}
+
+    def weight_statistics(self) -> dict[str, Any]:
+        return self._weighing.take_statistics() if self._weighing is not None else {}
+
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        return self._weighing.state_arrays() if self._weighing is not None else {}
+
+    def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        if self._weighing is not None:
+            self._weighing.load_arrays(arrays)
+        self._kept, self._excess_Dx2 = [], None
+
+
+def refuse_loss(trainer: Any, name: str) -> None:
+    """Raise where the loss of a trainer is not the plain one of each row, which ``name`` weighs.
+
+    Raises:
+        ConfigError: naming the key and the remedy.
+    """
+    args, finetuning = trainer.args, getattr(trainer, "finetuning_args", None)
+    if trainer.label_smoother is not None:
+        raise ConfigError(
+            f"{name} weighs the plain loss, and label_smoothing_factor {args.label_smoothing_factor:g} makes another; "
+            "set it to 0"
+        )
+    own = [word for word in ("use_dft_loss", "use_eaft_loss", "use_asft_loss") if getattr(finetuning, word, False)]
+    if own or getattr(trainer, "compute_loss_func", None) is not None:
+        raise ConfigError(
+            f"{name} weighs the plain loss, and {own[0] if own else 'compute_loss_func'} replaces it; leave one out"
+        )
+    if getattr(args, "loss_type", "nll") not in ("nll", None) and hasattr(args, "dataset_text_field"):
+        raise ConfigError(f"{name} weighs the plain loss, and loss_type is {args.loss_type}; set loss_type: nll")
+    liger = getattr(args, "use_liger_kernel", False) or getattr(
+        getattr(trainer, "model_args", None), "enable_liger_kernel", False
+    )
+    if liger:
+        raise ConfigError(
+            f"{name} needs the loss of each row, which the fused loss of Liger does not give; turn it off"
+        )
+
+
+def _is_causal(model: PreTrainedModel) -> bool:
+    """True where the model's loss function is that of causal language models."""
+    function: Any = model.loss_function
+    return getattr(function, "__name__", "") == "ForCausalLMLoss"

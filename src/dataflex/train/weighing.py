@@ -1,0 +1,223 @@
+"""Weighers in the training loop: what they are shown of a micro-batch, and the coefficients that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from dataflex.algorithms.base import State, TrainedBatch
+from dataflex.algorithms.combine import Part
+from dataflex.algorithms.weigh.apply import weigh
+from dataflex.core.compose import multiply_weights
+from dataflex.train.ranks import Ranks
+
+_STATISTICS = ("count", "sum", "sum_of_squares", "zeros", "unscored")
+
+
+class Weighing:
+    """All weighers of a run; their state is the same on all ranks.
+
+    A weigher is shown the rows of a micro-batch over all ranks, in ascending order of pool row, so that neither their
+    order nor the cutting into ranks matters. One of tokens (``token_loss`` in its ``needs``) is shown this rank's rows.
+    A weigher that needs a column only costs no message and no waiting for the device.
+
+    Args:
+        parts: the weighers; their coefficients multiply.
+        normalize: ``mean_one`` divides the product by its mean over the micro-batch over all ranks.
+        warmup_step: optimizer steps in which every coefficient is 1.
+        num_steps: of the whole run.
+        columns: numbers by pool row that weighers name, float64.
+        factor: further coefficients of rows, given pool rows, such as those of a mixer's domains.
+        rows_in_scope: of one micro-batch over all ranks.
+
+    Raises:
+        ConfigError: a weigher that would be without effect on so few rows.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        ranks: Ranks,
+        num_steps: int,
+        rows_in_scope: int,
+        normalize: Literal["none", "mean_one"] = "none",
+        warmup_step: int = 0,
+        columns: Mapping[str, np.ndarray] | None = None,
+        factor: Callable[[np.ndarray], np.ndarray | None] | None = None,
+    ) -> None:
+        for part in parts:
+            part.method.check_rows_in_scope(rows_in_scope)
+        self._parts, self._ranks, self._num_steps = list(parts), ranks, num_steps
+        self._normalize, self._warmup_step, self._factor = normalize, warmup_step, factor
+        self._columns = dict(columns or {})
+        self._states: list[State] = [part.method.init() for part in self._parts]
+        self.needs_tokens = any("token_loss" in part.method.needs for part in self._parts)
+        self._needs_losses = any("loss" in part.method.needs for part in self._parts) or normalize == "mean_one"
+        self.met_unscored = False  # in the last micro-batch a row had no finite loss
+        self._clear()
+
+    def coefficients(
+        self, rows_B: np.ndarray, step: int, sums_Bx2: torch.Tensor, losses_BxT: torch.Tensor, owner_BxT: torch.Tensor
+    ) -> torch.Tensor:
+        """Coefficients of each position of this rank's micro-batch, of the losses' type and shape (collective).
+
+        Args:
+            rows_B: pool rows.
+            sums_Bx2: loss sum and label tokens of each.
+            losses_BxT: loss at each position; NaN where there is no label, if ``needs_tokens``.
+            owner_BxT: which of the rows each position belongs to.
+        """
+        batch = self._batch(rows_B, step, sums_Bx2 if self._needs_losses else None)
+        whole = (
+            self._over_ranks(batch, rows_B) if self._needs_losses else _Gathered(batch, np.arange(len(rows_B)), rows_B)
+        )
+        weights_KxB, tokens_KxBxT = [], []
+        for number, part in enumerate(self._parts):
+            by_token = "token_loss" in part.method.needs
+            shown = self._with_tokens(batch, losses_BxT, owner_BxT) if by_token else whole.batch
+            weights, state = weigh(part.method, self._states[number], shown, self._warmup_step)
+            self._states[number] = state
+            if by_token:
+                if weights.token_weights_BxT is not None:
+                    tokens_KxBxT.append(weights.token_weights_BxT)
+            else:
+                weights_KxB.append(weights.weights_B)
+        if self._factor is not None and (factors := self._factor(whole.rows_B)) is not None:
+            weights_KxB.append(np.asarray(factors, dtype=np.float64))
+        scored_B = whole.batch.scored_B
+        product_B = np.where(scored_B, 1.0, 0.0)
+        if weights_KxB:
+            mean_one = self._normalize == "mean_one" and step >= self._warmup_step
+            product_B = multiply_weights(weights_KxB, mean_one=mean_one, scored_B=scored_B)
+        self.met_unscored = self._needs_losses and not bool(scored_B.all())
+        own_B = product_B[whole.own]
+        self._count(own_B, scored_B[whole.own])
+        if not tokens_KxBxT:
+            return torch.from_numpy(own_B).to(losses_BxT.device, losses_BxT.dtype)[owner_BxT]
+        owners = owner_BxT.cpu().numpy()
+        weights_BxT = own_B[owners]
+        for token_weights in tokens_KxBxT:
+            weights_BxT = weights_BxT * _laid_out(token_weights, owners)
+        return torch.from_numpy(weights_BxT).to(losses_BxT.device, losses_BxT.dtype)
+
+    def _batch(self, rows_B: np.ndarray, step: int, sums_Bx2: torch.Tensor | None) -> TrainedBatch:
+        """This rank's rows; losses of 1 stand in where nobody asks for them."""
+        if sums_Bx2 is None:
+            losses_B, tokens_B = np.ones(len(rows_B)), np.ones(len(rows_B))
+        else:
+            sums, tokens_B = sums_Bx2.cpu().numpy().T
+            losses_B = np.divide(sums, tokens_B, out=np.full(len(sums), np.nan), where=tokens_B > 0)
+        columns_B = {name: values_N[rows_B] for name, values_N in self._columns.items()}
+        return TrainedBatch(
+            losses_B=losses_B, tokens_B=tokens_B, step=step, num_steps=self._num_steps, columns_B=columns_B
+        )
+
+    def _over_ranks(self, batch: TrainedBatch, rows_B: np.ndarray) -> _Gathered:
+        """The micro-batch of all ranks in ascending order of pool row (collective)."""
+        mine = torch.from_numpy(np.column_stack([rows_B, batch.losses_B, batch.tokens_B]).astype(np.float64))
+        before = 0
+        if self._ranks.world_size > 1:
+            lengths = self._ranks.gather(torch.tensor([len(rows_B)])).tolist()
+            before = sum(lengths[: self._ranks.rank])
+        rows, losses_B, tokens_B = self._ranks.gather_rows(mine).numpy().T
+        rows = rows.astype(np.int64)
+        order = np.argsort(rows, kind="stable")
+        place = np.empty(len(order), dtype=np.int64)
+        place[order] = np.arange(len(order))
+        whole = TrainedBatch(
+            losses_B=losses_B[order],
+            tokens_B=tokens_B[order],
+            step=batch.step,
+            num_steps=batch.num_steps,
+            columns_B={name: values_N[rows[order]] for name, values_N in self._columns.items()},
+        )
+        return _Gathered(whole, place[before : before + len(rows_B)], rows[order])
+
+    def _with_tokens(self, batch: TrainedBatch, losses_BxT: torch.Tensor, owner_BxT: torch.Tensor) -> TrainedBatch:
+        """This rank's rows with the losses of their tokens, each row on a line of its own."""
+        losses, owners = losses_BxT.detach().float().cpu().numpy(), owner_BxT.cpu().numpy()
+        if len(losses) == len(batch):
+            return _replaced(batch, losses)
+        lines = [losses[owners == row] for row in range(len(batch))]
+        laid_BxT = np.full((len(batch), max(map(len, lines))), np.nan)
+        for row, line in enumerate(lines):
+            laid_BxT[row, : len(line)] = line
+        return _replaced(batch, laid_BxT)
+
+    # what is recorded, saved and restored
+
+    def _clear(self) -> None:
+        self._totals = dict.fromkeys(_STATISTICS, 0.0)
+        self._range = [np.inf, -np.inf]
+
+    def _count(self, weights_B: np.ndarray, scored_B: np.ndarray) -> None:
+        counted = weights_B[scored_B]
+        values = (len(counted), counted.sum(), (counted**2).sum(), (counted == 0).sum(), (~scored_B).sum())
+        for name, value in zip(_STATISTICS, values, strict=True):
+            self._totals[name] += float(value)
+        if len(counted):
+            self._range = [min(self._range[0], counted.min()), max(self._range[1], counted.max())]
+
+    def take_statistics(self) -> dict[str, float]:
+        """Of the rows' coefficients since the last call, over all ranks; {} where none was computed (collective).
+
+        ``effective_share`` is (sum c)^2 / (n sum c^2): 1 where all count alike, 1/n where one counts alone.
+        """
+        mine = torch.tensor([[*self._totals.values(), *self._range]], dtype=torch.float64)
+        whole = self._ranks.gather(mine).numpy()
+        self._clear()
+        count, total, squares, zeros, unscored = whole[:, :5].sum(axis=0).tolist()
+        if count == 0:
+            return {}
+        return {
+            "mean": total / count,
+            "min": float(whole[:, 5].min()),
+            "max": float(whole[:, 6].max()),
+            "effective_share": total**2 / (count * squares) if squares else 0.0,
+            "zero_share": zeros / count,
+            "num_unscored": unscored,
+        }
+
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """The weighers' states and the statistics in progress of this rank, for a checkpoint."""
+        arrays = {
+            f"{number}.{name}": np.asarray(values)
+            for number, state in enumerate(self._states)
+            for name, values in state.items()
+        }
+        return {**arrays, "statistics": np.array([*self._totals.values(), *self._range])}
+
+    def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Go on from what ``state_arrays`` returned; the statistics of all ranks were rank 0's then."""
+        for number, state in enumerate(self._states):
+            self._states[number] = {name: arrays[f"{number}.{name}"] for name in state}
+        self._clear()
+        if self._ranks.is_main:
+            *totals, low, high = arrays["statistics"].tolist()
+            self._totals, self._range = dict(zip(_STATISTICS, totals, strict=True)), [low, high]
+
+
+class _Gathered:
+    """A micro-batch over all ranks, and where this rank's rows stand in it."""
+
+    def __init__(self, batch: TrainedBatch, own: np.ndarray, rows_B: np.ndarray) -> None:
+        self.batch, self.own, self.rows_B = batch, own, rows_B
+
+
+def _replaced(batch: TrainedBatch, losses_BxT: np.ndarray) -> TrainedBatch:
+    return TrainedBatch(**{**vars(batch), "token_losses_BxT": losses_BxT})
+
+
+def _laid_out(token_weights_BxT: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Weights by row and token, back at the positions of the batch."""
+    if token_weights_BxT.shape == owners.shape:
+        return token_weights_BxT
+    weights = np.zeros(owners.shape)
+    for row in range(len(token_weights_BxT)):
+        at_row = owners == row
+        weights[at_row] = token_weights_BxT[row, : int(at_row.sum())]
+    return weights
