@@ -20,7 +20,7 @@ from dataflex.train.pool import read_pool
 from dataflex.train.settings import Settings
 
 EXCERPT_CHARS, EXCERPT_TOKENS = 500, 200
-OWN_COLUMNS = ("row", "num_tokens", "num_label_tokens", "excerpt", "dataset", "source_row")
+OWN_COLUMNS = ("row", "num_tokens", "num_label_tokens", "excerpt")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import numpy as np
 from dataflex.algorithms.base import State, TrainedBatch, WeigherBase, Weights
 from dataflex.algorithms.checks import require_one_of, require_range
 from dataflex.algorithms.weigh.window import empty_window, window_of
+from dataflex.core.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class SelfPaced(WeigherBase):
         start: the first quantile, 0 to 1.
 
     Raises:
-        ConfigError: a parameter out of range.
+        ConfigError: a parameter out of range; a micro-batch of one row over all ranks, which would always count.
 
     Source: Kumar et al. 2010 (hard); Jiang et al. 2014 (linear). The quantile in place of a threshold in nats is ours.
     """
@@ -42,6 +43,13 @@ class SelfPaced(WeigherBase):
 
     def init(self) -> State:
         return empty_window()
+
+    def check_rows_in_scope(self, num_rows: int) -> None:
+        if num_rows < 2:
+            raise ConfigError(
+                f"the weigher self_paced keeps the row of the smallest loss in each micro-batch over all ranks, and of "
+                f"{num_rows} row that is every one; raise per_device_train_batch_size, or use the weigher loss"
+            )
 
     def quantile(self, step: int, num_steps: int) -> float:
         """q at an optimizer step.
