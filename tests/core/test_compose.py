@@ -147,8 +147,7 @@ def test_products_commute_and_a_single_one_is_itself():
     assert multiply_weights([a, b], mean_one=True).mean() == pytest.approx(1)
     scored_B = np.array([True, False, True, False])
     assert multiply_weights([a, b], mean_one=True, scored_B=scored_B)[scored_B].mean() == pytest.approx(1)
-    with pytest.raises(DataFlexError, match="all 0"):
-        multiply_weights([np.zeros(3)], mean_one=True)
+    assert not multiply_weights([np.zeros(3)], mean_one=True).any(), "a batch that counts nothing ends no run"
 
 
 def test_label_masks_intersect():

@@ -2,6 +2,8 @@
 
 Usage: two_ranks_program.py OUTPUT_DIR MICRO_BATCH METHOD [FAULT]
 
+METHOD is a selector, one of ``TOGETHER``, or "stock": the host's own trainer.
+
 FAULT is what rank 1 does in its fourth scoring forward: "killed" (SIGKILL), "fails" (an exception) or "silent" (never
 comes back). With "other decision" rank 1 receives other rows than rank 0 sent.
 """
@@ -21,18 +23,37 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import dataflex.train.ranks
+from dataflex import ODM, Column, Focal, LossWeigher, Sorting
 from dataflex.algorithms.catalog import component_class
+from dataflex.algorithms.combine import Part
 from dataflex.core.errors import DataFlexError
 from dataflex.core.plan import Schedule
 from dataflex.signals.loss import LossSignal
 from dataflex.train.indexed import SAMPLE_IDS
-from dataflex.train.mixin import dynamic
 from dataflex.train.method import Method
+from dataflex.train.mixin import dynamic
 from dataflex.train.settings import Settings
 
 NUM_ROWS = 41  # a prime
 WITHOUT_LABELS = (0, 17, 40)
 GLOBAL_BATCH = 4
+
+
+TOGETHER = {
+    # Weights of one in the host's own order: what the host trains.
+    "ones": Method(
+        weighers=(
+            Part(name="focal", method=Focal(gamma=0.0)),
+            Part(name="loss", method=LossWeigher(strategy="uniform")),
+        )
+    ),
+    "mix and weigh": Method(
+        mixer=Part(name="odm", method=ODM()),
+        weighers=(Part(name="loss", method=LossWeigher()), Part(name="column", method=Column())),
+        orders=(Part(name="sorting", method=Sorting(by="loss", loss_source="reuse")),),
+        normalize="mean_one",
+    ),
+}
 
 
 class Rows(Dataset):
@@ -71,6 +92,7 @@ class NotesWhatItTrains(Trainer):
 
     def training_step(self, model, inputs, *args, **kwargs):
         assert SAMPLE_IDS not in inputs, "the ids are taken out before the model"
+        self.trained = getattr(self, "trained", [])
         return super().training_step(model, inputs, *args, **kwargs)
 
 
@@ -125,7 +147,7 @@ def main(output_dir: str, micro_batch: str, method: str, fault: str = "") -> Non
         num_attention_heads=2,
         num_key_value_heads=2,
         # Ranks drop out differently; without it the tables of one and two ranks can be compared after training too.
-        attention_dropout=0.0 if method == "delta_loss" else 0.1,
+        attention_dropout=0.1 if method in ("static", "stock", "ones") else 0.0,
     )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     args = TrainingArguments(
@@ -142,12 +164,18 @@ def main(output_dir: str, micro_batch: str, method: str, fault: str = "") -> Non
         disable_tqdm=True,
         seed=11,
     )
-    schedule = Schedule(warmup_step=0 if method == "static" else 1, update_step=2, update_times=2)
-    settings = Settings(
-        method=Method(name=method, selector=component_class("selectors", method)()), schedule=schedule, config={}
-    )
-    trainer = Watched(
-        model=LlamaForCausalLM(config), args=args, train_dataset=Rows(), data_collator=collate, dataflex=settings
+    schedule = Schedule(warmup_step=0 if method in ("static", "ones") else 1, update_step=2, update_times=2)
+    columns = {
+        "dataset": ["abc"[row % 3] for row in range(NUM_ROWS)],
+        "weight": [row % 4 / 2 for row in range(NUM_ROWS)],
+    }
+    named = "static" if method == "stock" else method
+    chosen = TOGETHER.get(method) or Method(name=named, selector=component_class("selectors", named)())
+    settings = Settings(method=chosen, schedule=schedule, config={}, rows=columns)
+    ours = {} if method == "stock" else {"dataflex": settings}
+    trainer_class = NotesWhatItTrains if method == "stock" else Watched
+    trainer = trainer_class(
+        model=LlamaForCausalLM(config), args=args, train_dataset=Rows(), data_collator=collate, **ours
     )
     trainer.trained = []
     try:

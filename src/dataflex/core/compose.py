@@ -94,22 +94,18 @@ def multiply_weights(
 ) -> np.ndarray:
     """The product of all weighers' coefficients, divided by its mean over the scope if ``mean_one``; shape (B,).
 
-    Rows outside of ``scored_B`` (no label token, no finite loss) are in no mean; a row that a weigher gave 0 is.
+    Rows outside of ``scored_B`` (no label token, no finite loss) are in no mean; a row that a weigher gave 0 is. Where
+    all coefficients of a scope are 0 they stay 0.
 
     >>> multiply_weights([np.array([2.0, 1, 1, 0]), np.array([0.5, 1, 1.5, 1])], mean_one=True).round(6).tolist()
     [1.142857, 1.142857, 1.714286, 0.0]
-
-    Raises:
-        DataFlexError: ``mean_one`` of coefficients that are all 0.
     """
     product_B = np.prod(np.stack([np.asarray(c_B, dtype=np.float64) for c_B in weights_KxB]), axis=0)
     if not mean_one:
         return product_B
     counted = product_B if scored_B is None else product_B[scored_B]
     mean = counted.mean() if len(counted) else 1.0
-    if mean == 0:
-        raise DataFlexError("normalize: mean_one divides by the mean of the weights, which are all 0")
-    return product_B / mean
+    return product_B / mean if mean != 0 else product_B
 
 
 def intersect_label_masks(masks_KxBxT: Sequence[np.ndarray]) -> np.ndarray:

@@ -468,14 +468,17 @@ class Curator:
     def save(self, checkpoint: Path, step: int, fingerprint: Mapping[str, Any]) -> None:
         """Write the state that a resume needs into a checkpoint folder (atomic)."""
         self._take_seen()
-        self.ranks.from_main(lambda: self._save(checkpoint, step, fingerprint))
+        training = self.training.state_arrays() if self.training is not None else {}
+        self.ranks.from_main(lambda: self._save(checkpoint, step, fingerprint, training))
 
-    def _save(self, checkpoint: Path, step: int, fingerprint: Mapping[str, Any]) -> None:
+    def _save(
+        self, checkpoint: Path, step: int, fingerprint: Mapping[str, Any], training: Mapping[str, np.ndarray]
+    ) -> None:
         arrays = {f"state.{name}": values for name, values in self._state.items()}
         arrays |= {"times_trained_N": self._times_trained_N, "scorable_N": self._scorable_N}
         if self.training is not None:
             arrays |= {f"seen.{name}": values for name, values in self._seen.arrays().items()}
-            arrays |= {f"training.{name}": values for name, values in self.training.state_arrays().items()}
+            arrays |= {f"training.{name}": values for name, values in training.items()}
         meta = {
             "step": step,
             "run_id": self._run_id,

@@ -26,7 +26,7 @@ class Training(Protocol):
         ...
 
     def state_arrays(self) -> dict[str, np.ndarray]:
-        """The weighers' state, the same on all ranks."""
+        """The weighers' state, the same on all ranks (collective)."""
         ...
 
     def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:

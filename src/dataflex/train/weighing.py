@@ -167,32 +167,36 @@ class Weighing:
 
         ``effective_share`` is (sum c)^2 / (n sum c^2): 1 where all count alike, 1/n where one counts alone.
         """
-        mine = torch.tensor([[*self._totals.values(), *self._range]], dtype=torch.float64)
-        whole = self._ranks.gather(mine).numpy()
+        count, total, squares, zeros, unscored, low, high = self._statistics().tolist()
         self._clear()
-        count, total, squares, zeros, unscored = whole[:, :5].sum(axis=0).tolist()
         if count == 0:
             return {}
         return {
             "mean": total / count,
-            "min": float(whole[:, 5].min()),
-            "max": float(whole[:, 6].max()),
+            "min": low,
+            "max": high,
             "effective_share": total**2 / (count * squares) if squares else 0.0,
             "zero_share": zeros / count,
             "num_unscored": unscored,
         }
 
+    def _statistics(self) -> np.ndarray:
+        """The statistics so far, over all ranks (collective)."""
+        mine = torch.tensor([[*self._totals.values(), *self._range]], dtype=torch.float64)
+        whole = self._ranks.gather(mine).numpy()
+        return np.array([*whole[:, :-2].sum(axis=0), whole[:, -2].min(), whole[:, -1].max()])
+
     def state_arrays(self) -> dict[str, np.ndarray]:
-        """The weighers' states and the statistics in progress of this rank, for a checkpoint."""
+        """The weighers' states and the statistics in progress, for a checkpoint (collective)."""
         arrays = {
             f"{number}.{name}": np.asarray(values)
             for number, state in enumerate(self._states)
             for name, values in state.items()
         }
-        return {**arrays, "statistics": np.array([*self._totals.values(), *self._range])}
+        return {**arrays, "statistics": self._statistics()}
 
     def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Go on from what ``state_arrays`` returned; the statistics of all ranks were rank 0's then."""
+        """Go on from what ``state_arrays`` returned; the statistics of all ranks are rank 0's from here on."""
         for number, state in enumerate(self._states):
             self._states[number] = {name: arrays[f"{number}.{name}"] for name in state}
         self._clear()
