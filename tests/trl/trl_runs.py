@@ -68,9 +68,12 @@ def rated(num_rows: int = 37) -> Dataset:
 def build(
     kind: str, output_dir: Path, data: Any, *, selector: Any = None, schedule: Schedule = SCHEDULE, **arguments: Any
 ) -> Any:
-    """A trainer of ``kind`` (SFT, DPO, Reward, KTO); dynamic with a selector, else stock."""
+    """A trainer of ``kind`` (SFT, DPO, Reward, KTO); dynamic with a selector or another component, else stock."""
     trainer_class, config = trl_class(f"{kind}Trainer"), trl_class(f"{kind}Config")
     options = arguments.pop("options", Options())
+    ours = {name: arguments.pop(name) for name in ("mixer", "weigher", "order") if name in arguments}
+    ours |= {} if selector is None else {"selector": selector}
+    ours |= {"schedule": schedule, "options": options} if ours else {}
     extra = {name: arguments.pop(name) for name in ("peft_config", "callbacks", "eval_dataset") if name in arguments}
     tokenizer = make_tokenizer()
     model: Any = make_model(tokenizer)
@@ -84,9 +87,8 @@ def build(
         model.warnings_issued = {}  # transformers 5 took it away, and KTOTrainer of TRL 0.24 writes to it
     if kind in ("DPO", "KTO"):
         extra["ref_model"] = make_model(tokenizer)  # else a newer TRL loads it again from where the model came from
-    ours = {} if selector is None else {"selector": selector, "schedule": schedule, "options": options}
     torch.manual_seed(1)
-    return (trainer_class if selector is None else dynamic(trainer_class))(
+    return (dynamic(trainer_class) if ours else trainer_class)(
         model=model,
         args=config(output_dir=str(output_dir), **{**COMMON, **arguments}),
         train_dataset=data,
