@@ -53,7 +53,7 @@ def plan(path: str, overrides: list[str], like: str | None = None) -> None:
     """
     config = read_config(path, overrides)
     from dataflex.integrations import llamafactory
-    from dataflex.train.settings import unguided
+    from dataflex.train.settings import check_weighers, unguided
 
     check_host_keys(config.host, llamafactory.known_keys())
     console = Console()
@@ -67,6 +67,7 @@ def plan(path: str, overrides: list[str], like: str | None = None) -> None:
     pool = pool_size(config.host)
     run_plan = segment_plan(config, geometry, pool)
     check_first_quota(method, run_plan, geometry, pool)
+    check_weighers(method, geometry)
     _print_segments(console, method, run_plan, geometry, pool)
     _print_parts(console, config, method)
     _print_cost(console, config.host, method, run_plan, geometry, pool, speed)

@@ -24,7 +24,15 @@ from dataflex.train.pool import read_pool
 from dataflex.train.progress import say
 from dataflex.train.reference import check_reference
 from dataflex.train.refuse import refuse_unsupported
-from dataflex.train.settings import Settings, check_quotas, domains_of_run, geometry_of, make_fingerprint, make_plan
+from dataflex.train.settings import (
+    Settings,
+    check_quotas,
+    check_weighers,
+    domains_of_run,
+    geometry_of,
+    make_fingerprint,
+    make_plan,
+)
 from dataflex.train.sources import find_sources, require_sources
 
 # For each stage the module of its workflow, and where that looks up the class of its trainer.
@@ -217,6 +225,7 @@ class Session:
         if self._settings.log_source_loss:
             require_sources(find_sources(rows))
         domains_of_run(self._settings, pool, rows)
+        check_weighers(self._settings.method, geometry)
         if args.process_index == 0:  # the others may not see these files
             check_files(self._settings.method, pool, rows, args.output_dir)
             ledger = Ledger(args.output_dir)

@@ -69,6 +69,12 @@ def check_quotas(settings: Settings, plan: SegmentPlan, pool: Pool, geometry: Ge
     check_quota(steps * geometry.global_batch, int(pool.info.trainable_N.sum()))
 
 
+def check_weighers(method: Method, geometry: Geometry) -> None:
+    """Raise where a weigher would be without effect on the rows of a micro-batch over all ranks."""
+    for weigher in method.weighers:
+        weigher.method.check_rows_in_scope(geometry.world_size * geometry.micro_batch)
+
+
 def domains_of_run(settings: Settings, pool: Pool, rows: Mapping[str, Any]) -> Domains | None:
     """The domains that the mixer mixes; None without one.
 
