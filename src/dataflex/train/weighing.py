@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ class Weighing:
     """All weighers of a run; their state is the same on all ranks.
 
     A weigher is shown the rows of a micro-batch over all ranks, in ascending order of pool row, so that neither their
-    order nor the cutting into ranks matters. One of tokens (``token_loss`` in its ``needs``) is shown this rank's rows.
+    order nor the cutting into ranks matters; one of tokens (``token_loss`` in its ``needs``) their losses by token too.
     A weigher that needs a column only costs no message and no waiting for the device.
 
     Args:
@@ -71,82 +72,75 @@ class Weighing:
             losses_BxT: loss at each position; NaN where there is no label, if ``needs_tokens``.
             owner_BxT: which of the rows each position belongs to.
         """
-        batch = self._batch(rows_B, step, sums_Bx2 if self._needs_losses else None)
-        whole = (
-            self._over_ranks(batch, rows_B) if self._needs_losses else _Gathered(batch, np.arange(len(rows_B)), rows_B)
-        )
+        whole = self._whole(rows_B, step, sums_Bx2, losses_BxT, owner_BxT)
         weights_KxB, tokens_KxBxT = [], []
         for number, part in enumerate(self._parts):
-            by_token = "token_loss" in part.method.needs
-            shown = self._with_tokens(batch, losses_BxT, owner_BxT) if by_token else whole.batch
-            weights, state = weigh(part.method, self._states[number], shown, self._warmup_step)
+            weights, state = weigh(part.method, self._states[number], whole.batch, self._warmup_step)
             self._states[number] = state
-            if by_token:
-                if weights.token_weights_BxT is not None:
-                    tokens_KxBxT.append(weights.token_weights_BxT)
-            else:
-                weights_KxB.append(weights.weights_B)
+            weights_KxB.append(weights.weights_B)
+            if weights.token_weights_BxT is not None:
+                tokens_KxBxT.append(weights.token_weights_BxT[whole.own])
         if self._factor is not None and (factors := self._factor(whole.rows_B)) is not None:
             weights_KxB.append(np.asarray(factors, dtype=np.float64))
         scored_B = whole.batch.scored_B
-        product_B = np.where(scored_B, 1.0, 0.0)
-        if weights_KxB:
-            mean_one = self._normalize == "mean_one" and step >= self._warmup_step
-            product_B = multiply_weights(weights_KxB, mean_one=mean_one, scored_B=scored_B)
-        self.met_unscored = self._needs_losses and not bool(scored_B.all())
-        own_B = product_B[whole.own]
+        mean_one = self._normalize == "mean_one" and step >= self._warmup_step
+        product_B = multiply_weights([np.ones(len(scored_B)), *weights_KxB], mean_one=mean_one, scored_B=scored_B)
+        # Also where only a factor multiplies, which knows nothing of losses.
+        own_B = np.where(scored_B, product_B, 0.0)[whole.own]
+        self.met_unscored = not bool(scored_B.all())
         self._count(own_B, scored_B[whole.own])
         if not tokens_KxBxT:
             return torch.from_numpy(own_B).to(losses_BxT.device, losses_BxT.dtype)[owner_BxT]
         owners = owner_BxT.cpu().numpy()
         weights_BxT = own_B[owners]
-        for token_weights in tokens_KxBxT:
-            weights_BxT = weights_BxT * _laid_out(token_weights, owners)
+        for token_weights_BxT in tokens_KxBxT:
+            weights_BxT = weights_BxT * _back_in_place(token_weights_BxT, owners)
         return torch.from_numpy(weights_BxT).to(losses_BxT.device, losses_BxT.dtype)
 
-    def _batch(self, rows_B: np.ndarray, step: int, sums_Bx2: torch.Tensor | None) -> TrainedBatch:
-        """This rank's rows; losses of 1 stand in where nobody asks for them."""
-        if sums_Bx2 is None:
-            losses_B, tokens_B = np.ones(len(rows_B)), np.ones(len(rows_B))
-        else:
-            sums, tokens_B = sums_Bx2.cpu().numpy().T
-            losses_B = np.divide(sums, tokens_B, out=np.full(len(sums), np.nan), where=tokens_B > 0)
-        columns_B = {name: values_N[rows_B] for name, values_N in self._columns.items()}
-        return TrainedBatch(
-            losses_B=losses_B, tokens_B=tokens_B, step=step, num_steps=self._num_steps, columns_B=columns_B
-        )
+    def _whole(
+        self, rows_B: np.ndarray, step: int, sums_Bx2: torch.Tensor, losses_BxT: torch.Tensor, owner_BxT: torch.Tensor
+    ) -> _Whole:
+        """The micro-batch of all ranks in ascending order of pool row (collective, where a loss is asked for).
 
-    def _over_ranks(self, batch: TrainedBatch, rows_B: np.ndarray) -> _Gathered:
-        """The micro-batch of all ranks in ascending order of pool row (collective)."""
-        mine = torch.from_numpy(np.column_stack([rows_B, batch.losses_B, batch.tokens_B]).astype(np.float64))
-        before = 0
-        if self._ranks.world_size > 1:
-            lengths = self._ranks.gather(torch.tensor([len(rows_B)])).tolist()
-            before = sum(lengths[: self._ranks.rank])
-        rows, losses_B, tokens_B = self._ranks.gather_rows(mine).numpy().T
-        rows = rows.astype(np.int64)
-        order = np.argsort(rows, kind="stable")
+        Where nobody asks for losses it is this rank's rows, with losses of 1 in their place.
+        """
+        if not self._needs_losses:
+            ones_B = np.ones(len(rows_B))
+            return _Whole(self._batch(rows_B, step, ones_B, ones_B, None), np.arange(len(rows_B)), rows_B)
+        sums_B, tokens_B = sums_Bx2.cpu().numpy().T
+        with np.errstate(invalid="ignore"):  # a sum that is not finite stays so
+            losses_B = np.divide(sums_B, tokens_B, out=np.full(len(sums_B), np.nan), where=tokens_B > 0)
+        mine = np.column_stack([rows_B, losses_B, tokens_B]).astype(np.float64)
+        lines_BxT = _lines(losses_BxT, owner_BxT, len(rows_B)) if self.needs_tokens else np.zeros((len(rows_B), 0))
+        sizes_Rx2 = self._ranks.gather(torch.tensor([[len(rows_B), lines_BxT.shape[1]]])).numpy()
+        width = int(sizes_Rx2[:, 1].max())
+        lines_BxT = np.pad(lines_BxT, ((0, 0), (0, width - lines_BxT.shape[1])), constant_values=np.nan)
+        all_ = self._ranks.gather_rows(torch.from_numpy(np.column_stack([mine, lines_BxT]))).numpy()
+        order = np.argsort(all_[:, 0], kind="stable")
         place = np.empty(len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
-        whole = TrainedBatch(
-            losses_B=losses_B[order],
-            tokens_B=tokens_B[order],
-            step=batch.step,
-            num_steps=batch.num_steps,
-            columns_B={name: values_N[rows[order]] for name, values_N in self._columns.items()},
-        )
-        return _Gathered(whole, place[before : before + len(rows_B)], rows[order])
+        before = int(sizes_Rx2[: self._ranks.rank, 0].sum())
+        all_ = all_[order]
+        rows_B = all_[:, 0].astype(np.int64)
+        batch = self._batch(rows_B, step, all_[:, 1], all_[:, 2], all_[:, 3:] if self.needs_tokens else None)
+        return _Whole(batch, place[before : before + len(mine)], rows_B)
 
-    def _with_tokens(self, batch: TrainedBatch, losses_BxT: torch.Tensor, owner_BxT: torch.Tensor) -> TrainedBatch:
-        """This rank's rows with the losses of their tokens, each row on a line of its own."""
-        losses, owners = losses_BxT.detach().float().cpu().numpy(), owner_BxT.cpu().numpy()
-        if len(losses) == len(batch):
-            return _replaced(batch, losses)
-        lines = [losses[owners == row] for row in range(len(batch))]
-        laid_BxT = np.full((len(batch), max(map(len, lines))), np.nan)
-        for row, line in enumerate(lines):
-            laid_BxT[row, : len(line)] = line
-        return _replaced(batch, laid_BxT)
+    def _batch(
+        self,
+        rows_B: np.ndarray,
+        step: int,
+        losses_B: np.ndarray,
+        tokens_B: np.ndarray,
+        token_losses_BxT: np.ndarray | None,
+    ) -> TrainedBatch:
+        return TrainedBatch(
+            losses_B=losses_B,
+            tokens_B=tokens_B,
+            step=step,
+            num_steps=self._num_steps,
+            columns_B={name: values_N[rows_B] for name, values_N in self._columns.items()},
+            token_losses_BxT=token_losses_BxT,
+        )
 
     # what is recorded, saved and restored
 
@@ -197,31 +191,45 @@ class Weighing:
 
     def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Go on from what ``state_arrays`` returned; the statistics of all ranks are rank 0's from here on."""
-        for number, state in enumerate(self._states):
-            self._states[number] = {name: arrays[f"{number}.{name}"] for name in state}
+        for number in range(len(self._states)):
+            prefix = f"{number}."
+            self._states[number] = {
+                name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)
+            }
         self._clear()
         if self._ranks.is_main:
             *totals, low, high = arrays["statistics"].tolist()
             self._totals, self._range = dict(zip(_STATISTICS, totals, strict=True)), [low, high]
 
 
-class _Gathered:
+@dataclass(frozen=True)
+class _Whole:
     """A micro-batch over all ranks, and where this rank's rows stand in it."""
 
-    def __init__(self, batch: TrainedBatch, own: np.ndarray, rows_B: np.ndarray) -> None:
-        self.batch, self.own, self.rows_B = batch, own, rows_B
+    batch: TrainedBatch
+    own: np.ndarray
+    rows_B: np.ndarray
 
 
-def _replaced(batch: TrainedBatch, losses_BxT: np.ndarray) -> TrainedBatch:
-    return TrainedBatch(**{**vars(batch), "token_losses_BxT": losses_BxT})
+def _lines(losses_BxT: torch.Tensor, owner_BxT: torch.Tensor, num_rows: int) -> np.ndarray:
+    """Losses by row and token, float64: each row on a line of its own, NaN after its end."""
+    losses = losses_BxT.detach().cpu().double().numpy()
+    if len(losses) == num_rows:
+        return losses
+    owners = owner_BxT.cpu().numpy()
+    lines = [losses[owners == row] for row in range(num_rows)]
+    laid_BxT = np.full((num_rows, max(map(len, lines))), np.nan)
+    for row, line in enumerate(lines):
+        laid_BxT[row, : len(line)] = line
+    return laid_BxT
 
 
-def _laid_out(token_weights_BxT: np.ndarray, owners: np.ndarray) -> np.ndarray:
+def _back_in_place(token_weights_BxT: np.ndarray, owners: np.ndarray) -> np.ndarray:
     """Weights by row and token, back at the positions of the batch."""
-    if token_weights_BxT.shape == owners.shape:
-        return token_weights_BxT
+    if len(token_weights_BxT) == len(owners):
+        return token_weights_BxT[:, : owners.shape[1]]
     weights = np.zeros(owners.shape)
-    for row in range(len(token_weights_BxT)):
+    for row, line in enumerate(token_weights_BxT):
         at_row = owners == row
-        weights[at_row] = token_weights_BxT[row, : int(at_row.sum())]
+        weights[at_row] = line[: int(at_row.sum())]
     return weights
