@@ -35,9 +35,11 @@ class Run:
         texts: Sequence[str] = (),
         columns: dict[str, Any] | None = None,
         config: dict[str, Any] | None = None,
+        domains: Sequence[str] = (),
     ) -> None:
         self.output_dir, self.ledger = output_dir, Ledger(output_dir)
         self._name, self._method = method, METHODS[method]
+        self._domains = list(domains)  # with any, there is a mixer, a weigher and an order
         self._rng = np.random.default_rng(1)
         self._initial_N = self._rng.uniform(0.5, 4.0, num_rows).astype(np.float32)
         self._times_N = np.zeros(num_rows, dtype=np.int32)
@@ -56,6 +58,10 @@ class Run:
             "geometry": {"world_size": 1, "accumulation": 1, "micro_batch": BATCH},
             "seed": 7,
         }
+        if domains:
+            parts = {name: {"method": f"the {name}", "params": {"p": 1.5}} for name in ("mix", "weigh", "order")}
+            run["parts"] = {**parts, "weigh": [parts["weigh"]], "order": [parts["order"]]}
+            run["domains"] = {"column": "dataset", "names": list(domains)}
         excerpts = [*texts, *(f"question {row} → answer {row}" for row in range(len(texts), num_rows))]
         tasks = {"task": [TASKS[row % len(TASKS)] for row in range(num_rows)]} if columns is None else columns
         rows = {"row": np.arange(num_rows), "num_tokens": ones_N, "dataset": ["toy"] * num_rows, "excerpt": excerpts}
@@ -107,7 +113,24 @@ class Run:
             "versions": {},
             **said,
         }
+        if self._domains:
+            shares = [(d + 1) / sum(range(1, len(self._domains) + 1)) for d in range(len(self._domains))]
+            counts = [round(share * len(rows_Q)) for share in shares]
+            mix = {"decision": "learned", "proportions": shares, "counts": counts}
+            named = {key: dict(zip(self._domains, v, strict=True)) for key, v in mix.items() if key != "decision"}
+            line |= {"mix": {"method": "the mix", "decision": "learned", **named}, "weigh": ["the weigh"]}
+            self._told(segment)
         self.ledger.append(line, rows_Q, columns_N)
+
+    def _told(self, segment: Any) -> None:
+        """What training showed of the segment before."""
+        if segment.index == 0:
+            return
+        before = self.ledger.segments()[segment.index - 1]
+        losses = {name: 3.0 - segment.index / 10 + d / 5 for d, name in enumerate(self._domains)}
+        weights = {"mean": 1.0, "min": 0.5, "max": 1.5, "effective_share": 0.9, "zero_share": 0.0}
+        line = {"kind": "trained", "segment": segment.index - 1, "start": before["start"], "stop": before["stop"]}
+        self.ledger.note({**line, "domain_losses": losses, "weights": weights})
 
     def end(self, step: int | None = None) -> Run:
         """Record where the run ended."""

@@ -115,6 +115,21 @@ def test_every_picture_is_drawn_and_nothing_is_said_on_the_console(browser: Brow
     assert browser.js("return performance.getEntriesByType('resource').length") == 0  # asked nobody for anything
 
 
+def test_mixture_losses_of_domains_and_weights_are_drawn(browser: Browser, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", domains=[*HOSTILE[:2], "wiki"]).decide(7).end()
+    browser.open(write_report([run.output_dir], None).as_uri())
+    assert browser.complaints() == []
+    drawn = browser.js(
+        "return [...document.querySelectorAll('#parts .chart')].map((e) => !!e.querySelector('svg line'))"
+    )
+    assert drawn == [True, True, True]
+    assert browser.driver.title != "taken"
+    assert any(label.startswith(HOSTILE[0][:15]) for label in browser.texts("#parts .chart svg text"))
+    browser.click("#language")
+    assert "各领域的占比" in browser.texts("#parts h4")
+    browser.js("localStorage.clear()")
+
+
 def test_hostile_text_is_shown_as_text(browser: Browser, url: str) -> None:
     browser.open(url)
     assert browser.driver.title != "taken"

@@ -68,6 +68,38 @@ def test_every_decision_is_in_with_its_window_and_the_exact_values_at_its_ends(t
         assert inside == next(x for x in page["lines"] if x.get("segment") == line["segment"])["num_from_window"]
 
 
+def test_mixture_weights_and_order_are_in_and_a_run_without_them_has_none(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", domains=["wiki", "c4"]).decide(7).end()
+    page = one(run)
+    parts = page["parts"]
+    assert [(part["decides"], part["method"]) for part in parts["components"]] == [
+        ("mix", "the mix"),
+        ("weigh", "the weigh"),
+        ("order", "the order"),
+    ]
+    assert page["method"] == "delta_loss, mix the mix, weigh the weigh, order the order"
+    lines = run.ledger.segments()
+    assert [entry["counts"] for entry in parts["mix"]] == [list(lines[k]["mix"]["counts"].values()) for k in lines]
+    assert [entry["segment"] for entry in parts["trained"]] == [0, 1, 2, 3, 4, 5]
+    assert parts["trained"][0]["losses"] == pytest.approx([2.9, 3.1])
+    assert parts["trained"][0]["weights"]["max"] == 1.5
+    assert all(line["kind"] != "trained" for line in page["lines"]), "these are pictures, no lines of the table"
+    assert one(Run(tmp_path / "other").decide(2))["parts"] is None
+
+
+def test_of_many_domains_those_with_the_most_rows_are_drawn(tmp_path: Path) -> None:
+    names = [f"domain {number}" for number in range(40)]
+    run = Run(tmp_path / "run", domains=names).decide(3)
+    parts = one(run)["parts"]
+    assert parts["num_domains"] == 40
+    assert len(parts["domains"]) == 30
+    drawn = {name for name, count in run.ledger.segments()[0]["mix"]["counts"].items() if count}
+    assert 10 < len(drawn) < 30
+    assert drawn < set(parts["domains"])
+    assert parts["domains"] == [name for name in names if name in set(parts["domains"])], "in the run's order"
+    assert all(len(entry["proportions"]) == 30 for entry in parts["mix"])
+
+
 def test_draws_by_part_of_the_ranking_agree_with_a_count_row_by_row(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", num_rows=117).decide(3)
     decision = one(run)["decisions"][-1]

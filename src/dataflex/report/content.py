@@ -14,8 +14,9 @@ from dataflex import __version__
 from dataflex.report.decision import Condensed
 from dataflex.report.losses import loss_series
 from dataflex.report.pack import Packer, plain
+from dataflex.report.parts import parts_content
 from dataflex.report.pool import Pool, read_pool
-from dataflex.report.record import Record, is_guided, mapping, names_of, read_record, without_secrets
+from dataflex.report.record import Record, is_guided, mapping, names_of, read_record, title_of, without_secrets
 from dataflex.report.tally import Memory, Tally, tally
 
 MAX_TABLE_ROWS = 250_000  # over all runs; rows beyond that are in the ledger's files
@@ -76,7 +77,7 @@ def run_content(record: Record, pool: Pool, total: Tally, packer: Packer, max_ro
     shown = np.unique(np.concatenate([order[:FULL_TEXTS] for order in orders]))
     return {
         "path": str(record.path),
-        "method": record.run.get("method"),
+        "method": title_of(record),
         "global_batch": record.global_batch,
         "planned_steps": record.planned_steps,
         "seed": record.run.get("seed"),
@@ -88,6 +89,7 @@ def run_content(record: Record, pool: Pool, total: Tally, packer: Packer, max_ro
         "lines": lines_content(record),
         "decisions": [decision_content(segment, condensed, numbers) for segment, condensed in total.decisions],
         "losses": loss_series(record),
+        "parts": parts_content(record),
         "periods": total.periods,
         "draws": [
             [numbers(np.bincount(groups.codes_N[rows], minlength=len(groups.labels))) for rows in total.period_rows]
@@ -162,7 +164,8 @@ NOTE_KEYS = ("num_scored", "num_unscored", "num_improved", "num_from_window", "p
 def lines_content(record: Record) -> list[dict[str, Any]]:
     """The ledger's lines as the page shows them; those that were rolled back stay visible."""
     in_force = {line["segment"]: line for line in record.segments}
-    return [line_content(line, line == in_force.get(line.get("segment", -1))) for line in record.lines]
+    shown = [line for line in record.lines if line["kind"] != "trained"]  # those are drawn as pictures
+    return [line_content(line, line == in_force.get(line.get("segment", -1))) for line in shown]
 
 
 def line_content(line: Mapping[str, Any], in_force: bool) -> dict[str, Any]:

@@ -22,7 +22,7 @@ SCRIPTS = tuple(
     f"{name}.js"
     for name in (
         *("words", "unpack", "format", "table", "specs", "decision_specs", "charts"),
-        *("summary", "sections", "decisions", "rows", "ledger", "main"),
+        *("summary", "sections", "parts", "decisions", "rows", "ledger", "main"),
     )
 )
 LANGUAGES = ("auto", "en", "zh")

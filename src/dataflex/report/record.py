@@ -10,9 +10,12 @@ from typing import Any
 
 from dataflex.core.errors import LedgerError
 from dataflex.ledger.ledger import DIRECTORY, Ledger
+from dataflex.ledger.summary import components
 
 # Decisions that went by nothing that was measured; the others are "guided".
-UNGUIDED = frozenset({"warm-up", "first", "uniform", "random", "host order"})
+UNGUIDED = frozenset(
+    {"warm-up", "first", "uniform", "random", "host order", "fixed", "drawn", "staged", "initial", "in order"}
+)
 SECRET_ENDINGS = ("token", "_key", "password", "secret")
 
 
@@ -81,6 +84,15 @@ def read_record(run_dir: str | Path) -> Record:
 
 def is_guided(line: Mapping[str, Any]) -> bool:
     return line["decision"] not in UNGUIDED
+
+
+def title_of(record: Record) -> str | None:
+    """The components in a few words; a selector that chose nothing is none of them."""
+    parts = components(mapping(record.run.get("parts")))
+    method = record.run.get("method")
+    nothing = method == "static" and not mapping(record.run.get("params")).get("path")
+    words = [f"{decides} {part.get('method')}" for decides, part in parts]
+    return ", ".join(([] if nothing and parts else [str(method)]) + words) if method or parts else None
 
 
 def names_of(records: list[Record]) -> list[str]:

@@ -14,6 +14,7 @@ const rowDetail = make("div", { class: "detail", "aria-live": "polite" });
 const SECTIONS = {
   summary: () => panels((run, pool) => summaryPanel(run, pool)),
   loss: () => lossSection(state.runs),
+  parts: () => panels((run) => partsPanel(run)),
   preferred: () =>
     make(
       "div",
