@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.signals.loss import IGNORE_INDEX, token_losses
 from dataflex.train.ranks import Ranks
-from dataflex.train.reference import Reference
+from dataflex.train.reference import Excess
 from dataflex.train.seen import Entries
 from dataflex.train.weighing import Weighing
 
@@ -33,7 +33,6 @@ class _MicroBatch:
     rows_B: np.ndarray  # pool rows
     step: int  # optimizer step
     inputs: Mapping[str, Any]
-    reference_BxT: torch.Tensor | None = None  # the reference model's loss of the label at each position
     is_taken: bool = False  # its losses were seen
 
 
@@ -49,9 +48,7 @@ class TrainedLoss:
     Args:
         num_tokens_N: tokens of each pool row, by which a flattened batch (padding-free) is cut into its rows.
         weighing: coefficients; None: all 1.
-        reference: the model that losses are compared with, for mixers that learn from the excess.
-        domain_N: domain of each pool row, beside ``reference``.
-        num_domains: number of them.
+        excess: what compares the losses with a reference model's, for mixers that learn from it.
         beside: read the losses beside the host's own even where they could be computed once, so that the host's number
             stays what it is to the last bit.
         keep: keep the rows' losses until they are drained; else only listeners are told.
@@ -63,20 +60,17 @@ class TrainedLoss:
         ranks: Ranks,
         num_tokens_N: np.ndarray,
         weighing: Weighing | None = None,
-        reference: Reference | None = None,
-        domain_N: np.ndarray | None = None,
-        num_domains: int = 0,
+        excess: Excess | None = None,
         beside: bool = False,
         keep: bool = True,
     ) -> None:
         self._ranks, self._num_tokens_N, self._weighing = ranks, num_tokens_N, weighing
-        self._reference, self._domain_N, self._num_domains = reference, domain_N, num_domains
-        self._beside, self._keep = beside, keep
+        self._excess, self._beside, self._keep = excess, beside, keep
         self._batch: _MicroBatch | None = None
         self._kept: list[tuple[np.ndarray, torch.Tensor, int]] = []  # rows, (loss sum, tokens) of each, step
-        self._excess_Dx2: torch.Tensor | None = None  # of the optimizer step in progress
         self._listeners: list[Callable[[np.ndarray, torch.Tensor], None]] = []
-        self._replacement = self._loss_function  # one object, so that a compiled model is not compiled again
+        # One object, so that a compiled model is not compiled again; it counts and sends, which no compiler can trace.
+        self._replacement: Any = torch.compiler.disable(self._loss_function)
 
     def listen(self, listener: Callable[[np.ndarray, torch.Tensor], None]) -> None:
         """Have ``listener`` told the rows of each micro-batch and their (loss sum, tokens), float64, shape (B, 2)."""
@@ -97,8 +91,8 @@ class TrainedLoss:
             DataFlexError: the forward shows no loss of single rows.
         """
         batch = self._batch = _MicroBatch(rows_B=rows_B, step=step, inputs=inputs)
-        if self._reference is not None:
-            batch.reference_BxT = self._reference.losses(inputs)
+        if self._excess is not None:
+            self._excess.begin(inputs)
         inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
         replaced = inner is not None and not self._beside and _is_causal(inner)
         handle = model.register_forward_hook(self._after_forward)
@@ -201,8 +195,8 @@ class TrainedLoss:
             self._kept.append((batch.rows_B, sums_Bx2, batch.step))
         for listener in self._listeners:
             listener(batch.rows_B, sums_Bx2)
-        if batch.reference_BxT is not None:
-            self._add_excess(losses_BxT, has_label_BxT, owner_BxT, batch)
+        if self._excess is not None:
+            self._excess.add(losses_BxT, has_label_BxT, owner_BxT, batch.rows_B)
         if self._weighing is None:
             return None
         losses_BxT = losses_BxT.masked_fill(~has_label_BxT, torch.nan) if self._weighing.needs_tokens else losses_BxT
@@ -224,33 +218,13 @@ class TrainedLoss:
         # Position p predicts the token after it; at a row's end that is the next row's first, which has no label.
         return torch.from_numpy(np.append(owners[1:], owners[-1:])[: shape[1]]).to(device)[None]
 
-    # what the excess over a reference is
-
-    def _add_excess(
-        self,
-        losses_BxT: torch.Tensor,
-        has_label_BxT: torch.Tensor,
-        owner_BxT: torch.Tensor,
-        batch: _MicroBatch,
-    ) -> None:
-        assert batch.reference_BxT is not None
-        assert self._domain_N is not None
-        reference_BxT = batch.reference_BxT[:, : losses_BxT.shape[1]].to(losses_BxT.device)
-        if self._excess_Dx2 is None:
-            self._excess_Dx2 = torch.zeros(self._num_domains, 2, dtype=torch.float64, device=losses_BxT.device)
-        domain_B = torch.from_numpy(self._domain_N[batch.rows_B]).to(losses_BxT.device)
-        excess_BxT = (losses_BxT - reference_BxT).clamp(min=0).double()
-        counted_BxT = has_label_BxT & torch.isfinite(excess_BxT)
-        both = torch.stack([excess_BxT.masked_fill(~counted_BxT, 0).flatten(), counted_BxT.flatten().double()], dim=1)
-        self._excess_Dx2.index_add_(0, domain_B[owner_BxT.flatten()], both)
-
     # for the curator
 
     def drain(self) -> Entries:
         """Rows trained since the last call, of all ranks, by step and row (collective)."""
         rows = np.concatenate([np.zeros(0, dtype=np.int64), *(rows_B for rows_B, _, _ in self._kept)])
         steps = np.repeat([step for _, _, step in self._kept], [len(rows_B) for rows_B, _, _ in self._kept])
-        sums = torch.cat([torch.zeros(0, 2, dtype=torch.float64), *(s.cpu() for _, s, _ in self._kept)]).numpy()
+        sums = torch.cat([s for _, s, _ in self._kept]).cpu().numpy() if self._kept else np.zeros((0, 2))
         self._kept = []
         mine = np.column_stack([rows, steps, sums]) if len(rows) else np.zeros((0, 4))
         whole = self._ranks.gather_rows(torch.from_numpy(mine)).numpy()
@@ -264,12 +238,7 @@ class TrainedLoss:
         )
 
     def take_step(self) -> dict[str, np.ndarray]:
-        """Excess sums and label tokens by domain of the step that is done, over all ranks (collective)."""
-        mine = self._excess_Dx2
-        mine = torch.zeros(self._num_domains, 2, dtype=torch.float64) if mine is None else mine
-        self._excess_Dx2 = None
-        sums_Dx2 = self._ranks.gather(mine).reshape(-1, self._num_domains, 2).sum(0).numpy()
-        return {"domain_excess_sums": sums_Dx2[:, 0], "domain_tokens": sums_Dx2[:, 1]}
+        return self._excess.take_step() if self._excess is not None else {}
 
     def weight_statistics(self) -> dict[str, Any]:
         return self._weighing.take_statistics() if self._weighing is not None else {}
@@ -280,7 +249,9 @@ class TrainedLoss:
     def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         if self._weighing is not None:
             self._weighing.load_arrays(arrays)
-        self._kept, self._excess_Dx2 = [], None
+        self._kept = []
+        if self._excess is not None:
+            self._excess.clear()
 
 
 def refuse_loss(trainer: Any, name: str) -> None:

@@ -18,7 +18,7 @@ from dataflex.train.measure import number_column
 from dataflex.train.method import Method
 from dataflex.train.pool import Pool
 from dataflex.train.ranks import Ranks
-from dataflex.train.reference import Reference
+from dataflex.train.reference import Excess, Reference
 from dataflex.train.stage_loss import scores_own_loss
 from dataflex.train.trained_loss import TrainedLoss, refuse_loss
 from dataflex.train.weighing import Weighing
@@ -55,16 +55,16 @@ def watch_training(
             "do not have; use rows of text, or choose with a selector"
         )
     mixer = method.mixer.method if method.mixer is not None else None
-    reference = None
-    if mixer is not None and mixer.step_needs:
-        reference = Reference(mixer.reference, trainer.accelerator.unwrap_model(trainer.model))
+    excess = None
+    if mixer is not None and mixer.step_needs and domains is not None:
+        accelerator = trainer.accelerator
+        reference = Reference(mixer.reference, accelerator.unwrap_model(trainer.model), accelerator)
+        excess = Excess(reference, domains.domain_N, len(domains.info), ranks)
     trained_loss = TrainedLoss(
         ranks=ranks,
         num_tokens_N=pool.info.num_tokens_N,
         weighing=_weighing(trainer, method, num_steps, geometry, ranks, domains, columns, factor),
-        reference=reference,
-        domain_N=domains.domain_N if domains is not None else None,
-        num_domains=len(domains.info) if domains is not None else 0,
+        excess=excess,
         beside=not method.watches_training,
         keep=method.watches_training,
     )
