@@ -3,9 +3,9 @@
 python -m benchmarks.overhead [--ways static mix weigh both] [--pairs 20] [--out FILE.json]
 
 `static` chooses nothing, `mix` is ODM over four domains (it reads the losses of training), `weigh` is the weigher
-`loss` in the host's order, `both` are the two together. All train as many steps of the same small model in one process, in
-turn; the chain crosses 12 boundaries and writes a ledger line at each. Printed is the ratio of the times, dynamic /
-stock, with the 95 % interval of its mean.
+`loss` in the host's order, `both` are the two together. All train as many steps of the same small model in one
+process, in turn; the chain crosses 12 boundaries and writes a ledger line at each. Printed is the ratio of the times,
+dynamic / stock, with the 95 % interval of its mean.
 """
 
 from __future__ import annotations
