@@ -301,6 +301,7 @@ def test_two_ranks_weigh_tokens_as_one_rank_does(layout: Callable[..., dict[str,
     for _, told_there, state_there, seen in results:
         assert told_there == pytest.approx(told)
         assert state_there["0.total"] == pytest.approx(state["0.total"], rel=1e-6)
+        assert seen.columns_B["number"].tolist() == [0, 2, 3, 4, 5], "in the order of the pool, whatever was dealt"
         np.testing.assert_allclose(seen.losses_B, batch.losses_B, rtol=1e-6)
         assert np.isfinite(seen.token_losses_BxT).sum() == batch.tokens_B.sum()
     assert told["mean"] == pytest.approx((2 * 0.5 + 2 * 1.0) / 4), "of the rows that have a label"
@@ -337,17 +338,26 @@ def test_a_state_that_grew_is_saved_whole() -> None:
     assert second.take_statistics() == first.take_statistics() != {}
 
 
-def test_a_factor_does_not_bring_back_a_row_without_a_loss() -> None:
-    """A token weigher, a factor, and a row whose second token overflowed."""
-    ranks = one_rank()
-    weighing = weighing_of(Focal(), factor=lambda rows_B: np.full(len(rows_B), 2.0))(ranks)
+@pytest.mark.parametrize(
+    ("weighing", "wanted"),
+    [
+        (weighing_of(Focal(), factor=lambda rows_B: np.full(len(rows_B), 2.0)), 2 * (1 - np.exp([-1.0, -2, -3])) ** 2),
+        (weighing_of(normalize="mean_one", factor=lambda rows_B: np.full(len(rows_B), 2.0)), np.ones(3)),
+    ],
+    ids=["beside a weigher of tokens", "alone"],
+)
+def test_a_factor_does_not_bring_back_a_row_without_a_loss(
+    weighing: Callable[[Any], Weighing], wanted: np.ndarray
+) -> None:
+    """The second token of the first row overflowed."""
+    weighs = weighing(one_rank())
     losses_BxT = torch.tensor([[1.0, torch.nan, 2.0], [1.0, 2.0, 3.0]])
     sums_Bx2 = torch.tensor([[torch.nan, 3], [6, 3]], dtype=torch.float64)
     owner_BxT = torch.arange(2)[:, None].expand(2, 3)
-    found = weighing.coefficients(np.array([0, 1]), 0, sums_Bx2, losses_BxT, owner_BxT)
+    found = weighs.coefficients(np.array([0, 1]), 0, sums_Bx2, losses_BxT, owner_BxT)
     assert not found[0].any()
-    np.testing.assert_allclose(found[1], 2 * (1 - np.exp([-1.0, -2, -3])) ** 2, rtol=1e-6)
-    assert weighing.take_statistics()["num_unscored"] == 1
+    np.testing.assert_allclose(found[1], wanted, rtol=1e-6)
+    assert weighs.take_statistics()["num_unscored"] == 1
 
 
 # what it costs
