@@ -360,6 +360,29 @@ def test_a_factor_does_not_bring_back_a_row_without_a_loss(
     assert weighs.take_statistics()["num_unscored"] == 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Careless(WeigherBase):
+    """NaN where no label is, or a column too few."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"loss", "token_loss"})
+    missing: int = 0
+
+    def weigh(self, state: Any, batch: TrainedBatch) -> tuple[Weights, Any]:
+        losses = np.asarray(batch.token_losses_BxT)[:, self.missing :]
+        return Weights(weights_B=np.ones(len(batch)), token_weights_BxT=losses), state
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_token_weights_that_cannot_be_used_are_a_sentence(missing: int) -> None:
+    ranks = one_rank()
+    weighing = weighing_of(Careless(missing=missing))(ranks)
+    trained = TrainedLoss(ranks=ranks, num_tokens_N=NUM_TOKENS, weighing=weighing)
+    with pytest.raises(
+        DataFlexError, match=r"the weigher Careless returned .* it must return a finite number for each"
+    ):
+        watch(model_without_dropout(), [0, 2], padded([0, 2]), trained)
+
+
 # what it costs
 
 

@@ -91,3 +91,31 @@ def refuse_model(model: Any) -> None:
     configs = getattr(model, "peft_config", None)
     if isinstance(configs, dict) and any(getattr(config, "is_prompt_learning", False) for config in configs.values()):
         raise ConfigError("prompt tuning puts virtual tokens before each row, which is not supported; use LoRA")
+
+
+def refuse_loss(trainer: Any, name: str) -> None:
+    """Raise where the loss of a trainer is not the plain one of each row, which ``name`` weighs.
+
+    Raises:
+        ConfigError: naming the key and the remedy.
+    """
+    args, finetuning = trainer.args, getattr(trainer, "finetuning_args", None)
+    if trainer.label_smoother is not None:
+        raise ConfigError(
+            f"{name} weighs the plain loss, and label_smoothing_factor {args.label_smoothing_factor:g} makes another; "
+            "set it to 0"
+        )
+    own = [word for word in ("use_dft_loss", "use_eaft_loss", "use_asft_loss") if getattr(finetuning, word, False)]
+    if own or getattr(trainer, "compute_loss_func", None) is not None:
+        raise ConfigError(
+            f"{name} weighs the plain loss, and {own[0] if own else 'compute_loss_func'} replaces it; leave one out"
+        )
+    if getattr(args, "loss_type", "nll") not in ("nll", None) and hasattr(args, "dataset_text_field"):
+        raise ConfigError(f"{name} weighs the plain loss, and loss_type is {args.loss_type}; set loss_type: nll")
+    liger = getattr(args, "use_liger_kernel", False) or getattr(
+        getattr(trainer, "model_args", None), "enable_liger_kernel", False
+    )
+    if liger:
+        raise ConfigError(
+            f"{name} needs the loss of each row, which the fused loss of Liger does not give; turn it off"
+        )

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  its common name
 from transformers import PreTrainedModel
 
-from dataflex.core.errors import ConfigError, DataFlexError
+from dataflex.core.errors import DataFlexError
 from dataflex.signals.loss import IGNORE_INDEX, token_losses
 from dataflex.train.ranks import Ranks
 from dataflex.train.reference import Excess
@@ -44,6 +44,9 @@ class TrainedLoss:
     gradient is the host's to the bit. Where a trainer adds up the log-probabilities of its own fused head (TRL >= 1.16)
     those are multiplied instead. Without a weigher, and where the host has another loss, losses are read beside it from
     the logits.
+
+    A row whose logits overflow weighs 0 and leaves the others' gradients as they are, where a weigher asks for losses;
+    values that are not finite further inside the model spoil the gradient, as they do without a weigher.
 
     Args:
         num_tokens_N: tokens of each pool row, by which a flattened batch (padding-free) is cut into its rows.
@@ -252,34 +255,6 @@ class TrainedLoss:
         self._kept = []
         if self._excess is not None:
             self._excess.clear()
-
-
-def refuse_loss(trainer: Any, name: str) -> None:
-    """Raise where the loss of a trainer is not the plain one of each row, which ``name`` weighs.
-
-    Raises:
-        ConfigError: naming the key and the remedy.
-    """
-    args, finetuning = trainer.args, getattr(trainer, "finetuning_args", None)
-    if trainer.label_smoother is not None:
-        raise ConfigError(
-            f"{name} weighs the plain loss, and label_smoothing_factor {args.label_smoothing_factor:g} makes another; "
-            "set it to 0"
-        )
-    own = [word for word in ("use_dft_loss", "use_eaft_loss", "use_asft_loss") if getattr(finetuning, word, False)]
-    if own or getattr(trainer, "compute_loss_func", None) is not None:
-        raise ConfigError(
-            f"{name} weighs the plain loss, and {own[0] if own else 'compute_loss_func'} replaces it; leave one out"
-        )
-    if getattr(args, "loss_type", "nll") not in ("nll", None) and hasattr(args, "dataset_text_field"):
-        raise ConfigError(f"{name} weighs the plain loss, and loss_type is {args.loss_type}; set loss_type: nll")
-    liger = getattr(args, "use_liger_kernel", False) or getattr(
-        getattr(trainer, "model_args", None), "enable_liger_kernel", False
-    )
-    if liger:
-        raise ConfigError(
-            f"{name} needs the loss of each row, which the fused loss of Liger does not give; turn it off"
-        )
 
 
 def _is_causal(model: PreTrainedModel) -> bool:

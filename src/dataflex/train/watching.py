@@ -19,8 +19,9 @@ from dataflex.train.method import Method
 from dataflex.train.pool import Pool
 from dataflex.train.ranks import Ranks
 from dataflex.train.reference import Excess, Reference
+from dataflex.train.refuse import refuse_loss
 from dataflex.train.stage_loss import scores_own_loss
-from dataflex.train.trained_loss import TrainedLoss, refuse_loss
+from dataflex.train.trained_loss import TrainedLoss
 from dataflex.train.weighing import Weighing
 
 

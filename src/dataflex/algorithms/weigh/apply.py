@@ -15,7 +15,7 @@ def weigh(weigher: Weigher, state: State, batch: TrainedBatch, warmup_step: int 
     ``num_unscored`` in the notes counts them.
 
     Raises:
-        DataFlexError: the weigher returned something else than a finite number for each row.
+        DataFlexError: the weigher returned something else than a finite number for each row, or token.
     """
     weights, state = weigher.weigh(state, batch)
     weights_B = np.asarray(weights.weights_B, dtype=np.float64)
@@ -28,6 +28,13 @@ def weigh(weigher: Weigher, state: State, batch: TrainedBatch, warmup_step: int 
             f"the weigher {type(weigher).__name__} returned {weights_B.shape} weights for {scored_B.shape} rows, or "
             "some that are not finite; it must return a finite number for each row"
         )
+    if tokens_BxT is not None:
+        tokens_BxT, losses_BxT = np.asarray(tokens_BxT, dtype=np.float64), np.asarray(batch.token_losses_BxT)
+        if tokens_BxT.shape != losses_BxT.shape or not np.all(np.isfinite(tokens_BxT)):
+            raise DataFlexError(
+                f"the weigher {type(weigher).__name__} returned {tokens_BxT.shape} weights for {losses_BxT.shape} "
+                "tokens, or some that are not finite; it must return a finite number for each, 0 where no label is"
+            )
     weights_B = np.where(scored_B, weights_B, 0.0)
     notes = {**weights.notes, "num_unscored": int((~scored_B).sum())}
     return Weights(weights_B=weights_B, token_weights_BxT=tokens_BxT, notes=notes), state
