@@ -121,7 +121,9 @@ def test_one_row_in_the_scope_is_refused_with_the_remedy():
         LossWeigher().check_rows_in_scope(1)
     LossWeigher().check_rows_in_scope(2)
     LossWeigher(scope="window").check_rows_in_scope(1)
-    SelfPaced().check_rows_in_scope(1)
+    with pytest.raises(ConfigError, match="keeps the row of the smallest loss"):
+        SelfPaced().check_rows_in_scope(1)
+    SelfPaced().check_rows_in_scope(2)
 
 
 # --- the window ---
