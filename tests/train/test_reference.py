@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from test_plain_trainer import VOCAB
 from test_trained_loss import NUM_TOKENS, POOL, joined, labels_of, model_without_dropout, own_losses, padded, watch
-from test_weighing import NUM_ROWS, domains, rows_with, train
+from test_weighing import NUM_ROWS, assert_same_weights, domains, rows_with, train
 from transformers import LlamaConfig, LlamaForCausalLM
 from two_threads import on_ranks, one_rank
 
@@ -166,6 +167,26 @@ def test_a_model_has_no_excess_over_itself(bf16: bool, tmp_path: Path, monkeypat
     )
     assert steps[0]["domain_tokens"].sum() > 30
     assert (steps[0]["domain_excess_sums"] / steps[0]["domain_tokens"]).max() < 1e-5
+
+
+@pytest.mark.parametrize("apply", ["loss", "sample"])
+def test_doremi_resumes_to_the_bit_inside_a_segment(folder: Path, tmp_path: Path, apply: Any) -> None:
+    def run(name: str, **more: Any) -> Any:
+        return train(
+            tmp_path / name,
+            data=rows_with(dataset=[domains(row) for row in range(NUM_ROWS)]),
+            mixer=DoReMi(step=2, reference=str(folder), apply=apply),
+            schedule=Schedule(warmup_step=2, update_step=4, update_times=4),
+            args={"save_strategy": "steps", "save_steps": 1, "max_steps": 8, "gradient_accumulation_steps": 2},
+            **more,
+        )
+
+    whole, _ = run("whole"), run("again")
+    for step in range(5, 9):
+        shutil.rmtree(tmp_path / "again" / f"checkpoint-{step}")
+    assert_same_weights(run("again", resume=True).model, whole.model)
+    found, expected = (tmp_path / name / "dataflex" / "proportions.json" for name in ("again", "whole"))
+    assert json.loads(found.read_text()) == json.loads(expected.read_text())
 
 
 # what is no reference
