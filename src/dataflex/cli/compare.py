@@ -23,7 +23,7 @@ from dataflex.core.errors import DataFlexError
 from dataflex.evaluate.compare import page, results, runs
 from dataflex.evaluate.compare.compute import Price, steps_within
 from dataflex.evaluate.compare.costs import read_cost
-from dataflex.evaluate.compare.identity import file_digests, run_digest
+from dataflex.evaluate.identity import file_digests, run_digest
 from dataflex.ledger import lock
 from dataflex.ledger.files import write_atomic
 

@@ -113,6 +113,17 @@ def compare(
     raise typer.Exit(compare(plan_file))
 
 
+@app.command(context_settings=AS_OVERRIDES)
+def evaluate(
+    config: str = typer.Argument(..., metavar="CFG.yaml", help="Models, files of questions, tasks, metrics."),
+    overrides: list[str] = OVERRIDES,
+) -> None:
+    """Judge models side by side on question-answer files and lm-evaluation-harness tasks. Can be resumed."""
+    from dataflex.cli.evaluate import evaluate
+
+    evaluate(config, overrides or [])
+
+
 @app.command()
 def components(
     file: str = typer.Option(None, "--file", help="A components file whose presets to list as well."),

@@ -7,56 +7,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from dataflex.evaluate.heldout import answer_losses
 from dataflex.ledger.files import write_atomic
-from dataflex.signals.base import undisturbed
-from dataflex.signals.head import IGNORE_INDEX
-from dataflex.signals.loss import loss_sums, pad_right
-from dataflex.signals.sweep import Collective, sweep
-
-
-class AnswerSignal:
-    """(sum of negative log-likelihoods, number of label tokens, 1 if greedy decoding writes the answer) of each row.
-
-    Greedy decoding writes exactly the answer's tokens if and only if each of them is the most likely one after the
-    question and the tokens before it: one forward tells, nothing is generated.
-    """
-
-    num_columns = 3
-
-    def __init__(self, model: torch.nn.Module, rows: Any) -> None:
-        self._model, self._rows = model, rows
-        self._device = next(model.parameters()).device
-
-    def prepare(self, rows_B: np.ndarray) -> dict[str, torch.Tensor]:
-        features = [self._rows[int(row)] for row in rows_B]
-        return pad_right([f["input_ids"] for f in features], [f["labels"] for f in features])
-
-    def measure(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        labels_BxP = batch["labels"].to(self._device)[:, 1:]
-        logits_BxPxV = self._model(input_ids=batch["input_ids"].to(self._device), use_cache=False).logits[:, :-1]
-        has_label_BxP = labels_BxP != IGNORE_INDEX
-        right_BxP = (logits_BxPxV.argmax(-1) == labels_BxP) | ~has_label_BxP
-        exact_B = right_BxP.all(1) & has_label_BxP.any(1)
-        return torch.cat([loss_sums(logits_BxPxV, labels_BxP), exact_B.double()[:, None]], dim=1)
 
 
 def measure_model(model: torch.nn.Module, rows: Any) -> dict[str, Any]:
     """Loss per label token and exact match over ``rows`` (tokenised, with labels)."""
-    lengths_N = np.array([len(row["input_ids"]) for row in rows])
-    signal = AnswerSignal(model, rows)
-    with undisturbed(model):
-        # A fixed budget: the same checkpoint gives the same numbers each time, to the last bit.
-        ranks = Collective(device=next(model.parameters()).device)
-        values_Nx3 = sweep(signal, lengths_N, np.arange(len(rows)), ranks=ranks, batch_tokens=4096).values_NxC
-    sums, counts, exact = values_Nx3.sum(0)
+    found = answer_losses(model, rows)
     return {
-        "loss": float(sums / counts),
-        "exact_match": float(exact / len(rows)),
+        "loss": found.loss,
+        "exact_match": float(found.is_greedy_N.mean()),
         "num_rows": len(rows),
-        "num_label_tokens": int(counts),
+        "num_label_tokens": int(found.tokens_N.sum()),
     }
 
 

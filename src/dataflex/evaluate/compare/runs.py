@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.core.errors import LedgerError
-from dataflex.evaluate.compare.identity import held_out_digest
+from dataflex.evaluate.identity import held_out_digest
 from dataflex.ledger import lock
 from dataflex.ledger.files import write_atomic
 from dataflex.ledger.ledger import LOCK_FILE

@@ -1,4 +1,4 @@
-"""When a finished run may stand for the one that is asked for: same config, same data, same model, same versions."""
+"""When a finished part may stand for the one that is asked for: same config, same data, same model, same versions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ READ_WHOLE = 64 * 2**20  # bytes; of a larger file, size and time of the last ch
 def run_digest(config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """sha256 of a run's config (without where it writes), of what it reads, and of the packages' versions."""
     named = {key: value for key, value in config.items() if key != "output_dir"}
-    return _digest({"config": named, "inputs": dict(inputs), "versions": versions()})
+    return digest({"config": named, "inputs": dict(inputs), "versions": versions()})
 
 
 def held_out_digest(inputs: Mapping[str, str]) -> str:
     """The same of the held-out rows."""
-    return _digest({"inputs": dict(inputs), "versions": versions()})
+    return digest({"inputs": dict(inputs), "versions": versions()})
 
 
 def file_digests(paths: Iterable[Path]) -> dict[str, str]:
@@ -55,5 +55,6 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest(content: Mapping[str, Any]) -> str:
+    """sha256 of JSON values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

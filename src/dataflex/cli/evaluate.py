@@ -1,0 +1,241 @@
+"""The verb ``evaluate``: one or more models on files of questions and on tasks, side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from dataflex.cli.evaluate_config import LOSS, Evaluation, read_evaluation
+from dataflex.evaluate import results as tables
+from dataflex.evaluate.dataflow_files import write_answers, write_configs, write_questions
+from dataflex.evaluate.identity import digest, file_digests, versions
+from dataflex.evaluate.models import ModelSpec, load_tokenizer, loaded
+from dataflex.evaluate.parts import Parts, read_task, write_task
+from dataflex.evaluate.prompts import Prompter
+from dataflex.evaluate.scores import METRICS
+from dataflex.ledger import lock
+from dataflex.ledger.files import write_atomic
+
+
+def evaluate(path: str, overrides: list[str]) -> None:
+    """Measure what is missing, then write and print the results.
+
+    Raises:
+        DataFlexError: a mistake in the config, found before a model is loaded.
+    """
+    evaluation = read_evaluation(path, overrides)
+    prompters = {spec.name: _prompter(spec, evaluation) for spec in evaluation.models}
+    folder = Path(evaluation.keys.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock.take(folder / ".evaluate.lock")
+    try:
+        session = Session(evaluation, folder, prompters)
+        for spec in evaluation.models:
+            session.measure(spec)
+        session.finish()
+    finally:
+        lock.release(folder / ".evaluate.lock")
+
+
+def _prompter(spec: ModelSpec, evaluation: Evaluation) -> Prompter:
+    return Prompter(load_tokenizer(spec), evaluation.keys.template, evaluation.keys.delimiter)
+
+
+class Session:
+    """The pieces of an evaluation, and what they come to."""
+
+    def __init__(self, evaluation: Evaluation, folder: Path, prompters: dict[str, Prompter]) -> None:
+        self._asked, self._folder, self._prompters = evaluation, folder, prompters
+        self._console = Console(highlight=False, markup=False, soft_wrap=True)
+        self._identities = {spec.name: self._identity(spec) for spec in evaluation.models}
+
+    def _identity(self, spec: ModelSpec) -> dict[str, Any]:
+        """What stands for a model: the files of its folders, or its name."""
+        files = file_digests(spec.folders)
+        names = {"model": spec.base, "adapter": spec.adapter} if not files else {"files": sorted(files.values())}
+        return {**names, "dtype": self._asked.keys.dtype, "versions": versions()}
+
+    def _parts(self, spec: ModelSpec, name: str) -> Parts:
+        source, questions = self._asked.questions[name]
+        keys = self._asked.keys
+        base = {
+            "model": self._identities[spec.name],
+            "questions": digest({"rows": [asdict(question) for question in questions], "format": source.format}),
+            "template": keys.template,
+            "delimiter": keys.delimiter,
+        }
+        return Parts(folder=self._folder / "parts" / spec.name, name=name, base=base, questions=questions)
+
+    def _task(self, spec: ModelSpec, task: str) -> tuple[Path, str]:
+        keys = self._asked.keys
+        files = file_digests([Path(keys.task_dir)]) if keys.task_dir else {}
+        identity = digest(
+            {
+                "model": self._identities[spec.name],
+                "task": task,
+                "files": sorted(files.values()),
+                "limit": keys.task_limit,
+                "batch": keys.task_batch_size,
+                "seed": self._asked.bootstrap.seed,
+            }
+        )
+        return self._folder / "parts" / spec.name / f"task.{task.replace('/', '_')}.json", identity
+
+    # measuring
+
+    def measure(self, spec: ModelSpec) -> None:
+        """Make the pieces of one model that are not there; the model is loaded only if one is missing."""
+        asked, how = self._asked, self._asked.generation
+        todo: list[tuple[str, Any]] = []
+        for name in asked.questions:
+            parts = self._parts(spec, name)
+            if LOSS in asked.keys.metrics and parts.losses() is None:
+                todo.append((f"{name}: losses", ("losses", parts)))
+            if parts.questions[0].choices and parts.choices() is None:
+                todo.append((f"{name}: choices", ("choices", parts)))
+            if asked.generates(name) and parts.answers(how) is None:
+                todo.append((f"{name}: answers", ("answers", parts)))
+        tasks = [task for task in asked.keys.tasks if read_task(*self._task(spec, task)) is None]
+        if not todo and not tasks:
+            self._say(f"{spec.name}: everything is there")
+        else:
+            with loaded(spec, asked.keys.dtype) as model:
+                for what, (piece, parts) in todo:
+                    self._make(spec, model, what, piece, parts)
+                for task in tasks:
+                    self._run_task(spec, model, task)
+        if asked.judge is not None:
+            for name in asked.questions:
+                parts = self._parts(spec, name)
+                if asked.generates(name) and parts.verdicts(how, asked.judge) is None:
+                    self._say(f"{spec.name}: {name}: asking the judge about {len(parts.questions)} answers")
+                    parts.ask(how, asked.judge)
+
+    def _make(self, spec: ModelSpec, model: Any, what: str, piece: str, parts: Parts) -> None:
+        prompter = self._prompters[spec.name]
+        if piece == "answers":
+            with _bar(f"{spec.name}: {what}", len(parts.questions), "answers") as advance:
+                parts.generate(model, prompter, self._asked.generation, advance)
+            return
+        with _bar(f"{spec.name}: {what}", None, "tokens") as advance:
+            (parts.measure_losses if piece == "losses" else parts.measure_choices)(model, prompter, advance)
+
+    def _run_task(self, spec: ModelSpec, model: Any, task: str) -> None:
+        from dataflex.evaluate.harness import run_tasks
+
+        keys = self._asked.keys
+        self._say(f"{spec.name}: task {task}")
+        found = run_tasks(
+            model,
+            self._prompters[spec.name].tokenizer,
+            [task],
+            include_path=keys.task_dir,
+            batch_size=keys.task_batch_size,
+            limit=keys.task_limit,
+            seed=self._asked.bootstrap.seed,
+        )
+        write_task(*self._task(spec, task), found.get(task, {}))
+
+    # what it comes to
+
+    def finish(self) -> None:
+        """Write results.json, results.md and DataFlow's files; print the table."""
+        asked = self._asked
+        results: dict[str, Any] = {
+            "models": {spec.name: {"model": spec.base, "adapter": spec.adapter} for spec in asked.models},
+            "template": asked.keys.template,
+            "generation": asdict(asked.generation),
+            "bootstrap": asdict(asked.bootstrap),
+            "versions": versions(),
+            "data": {name: self._data_results(name) for name in asked.questions},
+            "tasks": {
+                task: {spec.name: read_task(*self._task(spec, task)) for spec in asked.models}
+                for task in asked.keys.tasks
+            },
+        }
+        write_atomic(self._folder / "results.json", json.dumps(results, ensure_ascii=False, indent=1).encode())
+        write_atomic(self._folder / "results.md", tables.markdown(results).encode())
+        self._write_dataflow()
+        header, rows = tables.table_rows(results)
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for title in header:
+            table.add_column(title, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+        self._say(tables.legend(results))
+        self._say(f"all numbers: {self._folder / 'results.json'}; answers: {self._folder / 'answers'}{os.sep}")
+
+    def _task_results(self, task: str) -> dict[str, Any]:
+        return {spec.name: read_task(*self._task(spec, task)) for spec in self._asked.models}
+
+    def _data_results(self, name: str) -> dict[str, Any]:
+        asked, how = self._asked, self._asked.generation
+        source, questions = asked.questions[name]
+        by_model: dict[str, dict[str, tables.PerRow]] = {}
+        sources: dict[str, Any] = {}
+        for spec in asked.models:
+            parts, metrics = self._parts(spec, name), {}
+            if questions[0].choices:
+                metrics |= tables.choice_scores(_there(parts.choices()), questions)
+            if asked.generates(name):
+                answers = _there(parts.answers(how))
+                write_answers(self._answers(spec, name), questions, answers)
+                for metric in asked.keys.metrics:
+                    if metric in METRICS:
+                        metrics[metric] = tables.answer_scores(metric, answers, questions)
+                if asked.judge is not None:
+                    metrics["judge"] = tables.judged(_there(parts.verdicts(how, asked.judge)))
+            if LOSS in asked.keys.metrics:
+                losses = _there(parts.losses())
+                metrics[LOSS] = (losses.loss_sums_N, losses.tokens_N)
+                found = tables.loss_by_source(losses, questions, asked.bootstrap)
+                sources |= {spec.name: found} if found else {}
+            by_model[spec.name] = metrics
+        return {
+            "path": source.path,
+            "num_rows": len(questions),
+            "metrics": tables.compared(by_model, asked.bootstrap),
+            "sources": sources,
+        }
+
+    def _answers(self, spec: ModelSpec, name: str) -> Path:
+        folder = self._folder / "answers"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{name}_answers_{spec.name}.json"
+
+    def _write_dataflow(self) -> None:
+        """For ``dataflow eval local`` and ``api``, which generate with whole models."""
+        asked = self._asked
+        named = [name for name in asked.questions if asked.generates(name)]
+        if not named:
+            return
+        folder = self._folder / "dataflow"
+        folder.mkdir(exist_ok=True)
+        for name in named:
+            write_questions(folder / f"{name}.json", asked.questions[name][1])
+        whole = {spec.name: spec.base for spec in asked.models if spec.adapter is None}
+        write_configs(folder, whole, named, asked.generation)
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"[dataflex] {text}")
+
+
+def _there(piece: Any) -> Any:
+    assert piece is not None, "it was made before"
+    return piece
+
+
+@contextmanager
+def _bar(title: str, total: int | None, unit: str) -> Iterator[Any]:
+    with tqdm(total=total, desc=title, unit=f" {unit}", dynamic_ncols=True, leave=False) as bar:
+        yield bar.update

@@ -1,0 +1,159 @@
+"""Answers in batches, kept as they come: a run that was cut short goes on with the batches that are missing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataflex.ledger.files import write_atomic
+from dataflex.ledger.lines import complete_lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How answers are written.
+
+    Args:
+        max_new_tokens: of one answer.
+        until: texts at which an answer ends, beside the end-of-text token; they are no part of it.
+        temperature: 0 takes the likeliest token each time; above, tokens are drawn.
+        top_p: of the drawn ones.
+        seed: of the draws.
+        batch_tokens: tokens of one batch, prompts padded to the longest and room for the answers included.
+    """
+
+    max_new_tokens: int = 256
+    until: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_tokens: int = 8192
+
+
+def generate_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    how: Generation,
+    part: Path,
+    identity: str,
+    *,
+    advance: Callable[[int], object] = lambda num_rows: None,
+) -> list[str]:
+    """An answer for each prompt, in their order.
+
+    Prompts of similar length go together, padded on the left. Greedy answers do not depend on their batch mates but for
+    the order of summation. Every finished batch is appended to ``part``; what is there already is not written again.
+
+    Args:
+        prompts: tokens of each.
+        part: a .jsonl file.
+        identity: of everything that the answers depend on; a part of another identity is begun anew.
+        advance: told the number of rows of each batch, also of those that were there.
+    """
+    found = _read_part(part, identity)
+    if not found:
+        write_atomic(part, json.dumps({"identity": identity}).encode() + b"\n")
+    for rows_B in batches(np.array([len(prompt) for prompt in prompts]), how):
+        if not all(int(row) in found for row in rows_B):
+            texts = _batch(model, tokenizer, [prompts[row] for row in rows_B], how, seed=how.seed + int(rows_B[0]))
+            found |= dict(zip(rows_B.tolist(), texts, strict=True))
+            _append(part, [{"row": int(row), "answer": found[int(row)]} for row in rows_B])
+        advance(len(rows_B))
+    return [found[row] for row in range(len(prompts))]
+
+
+def batches(lengths_N: np.ndarray, how: Generation) -> Iterator[np.ndarray]:
+    """Rows of each batch, the longest prompts first: what does not fit in memory fails at once.
+
+    >>> [rows.tolist() for rows in batches(np.array([2, 9, 8, 1]), Generation(max_new_tokens=1, batch_tokens=20))]
+    [[1, 2], [0, 3]]
+    """
+    order = np.argsort(-lengths_N, kind="stable")
+    start = 0
+    while start < len(order):
+        widest = int(lengths_N[order[start]]) + how.max_new_tokens
+        size = max(1, how.batch_tokens // widest)
+        yield order[start : start + size]
+        start += size
+
+
+def _batch(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], how: Generation, *, seed: int) -> list[str]:
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), tokenizer.pad_token_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    device = next(model.parameters()).device
+    draws = how.temperature > 0
+    # Each of a model's own defaults is named, so that none of them sneaks in.
+    options: dict[str, Any] = {
+        "do_sample": draws,
+        "temperature": how.temperature if draws else None,
+        "top_p": how.top_p if draws else None,
+        "top_k": 0 if draws else None,
+        "num_beams": 1,
+        "repetition_penalty": 1.0,
+        "max_new_tokens": how.max_new_tokens,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if how.until:
+        options["stopping_criteria"] = [_Ended(tokenizer, how.until, width)]
+    if draws:
+        torch.manual_seed(seed)
+    with torch.inference_mode():
+        written = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **options)
+    texts = tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+    return [_cut(text, how.until) for text in texts]
+
+
+class _Ended:
+    """Stops rows in whose answer an end has been written; ends may lie across tokens."""
+
+    def __init__(self, tokenizer: Any, until: Sequence[str], width: int) -> None:
+        self._tokenizer, self._until, self._width = tokenizer, until, width
+        self._tail = 2 * max(map(len, until)) + 16  # tokens: more than an end can be made of
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        written = input_ids[:, max(self._width, input_ids.shape[1] - self._tail) :]
+        texts = self._tokenizer.batch_decode(written, skip_special_tokens=True)
+        ended = [any(end in text for end in self._until) for text in texts]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+    """The text up to the first of the ends."""
+    for end in until:
+        text = text.split(end)[0]
+    return text
+
+
+def _read_part(part: Path, identity: str) -> dict[int, str]:
+    """Answers that are there; {} where the part is another's, or damaged."""
+    try:
+        lines = [json.loads(line) for line in complete_lines(part.read_bytes())]
+        if not lines or lines[0].get("identity") != identity:
+            return {}
+        return {int(line["row"]): str(line["answer"]) for line in lines[1:]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _append(part: Path, lines: list[dict[str, Any]]) -> None:
+    """Whole lines, on the disk; an unfinished one, as a kill leaves it, is cut off first."""
+    data = part.read_bytes()
+    kept = sum(len(line) + 1 for line in complete_lines(data))
+    with part.open("r+b") as file:
+        file.truncate(kept)
+        file.seek(kept)
+        file.write(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())

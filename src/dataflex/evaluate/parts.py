@@ -1,0 +1,136 @@
+"""One model on one file, piece by piece: each is kept, and made again only when what it depends on has changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataflex.evaluate.generate import Generation, generate_answers
+from dataflex.evaluate.heldout import AnswerLosses, answer_losses
+from dataflex.evaluate.identity import digest
+from dataflex.evaluate.judge import Judge
+from dataflex.evaluate.prompts import Prompter
+from dataflex.evaluate.questions import Question
+from dataflex.ledger.files import write_atomic
+
+Advance = Callable[[int], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The pieces of one model on one file of questions.
+
+    Args:
+        folder: where they are kept.
+        name: of the file of questions.
+        base: what stands for model, questions, template and versions in the identity of each piece.
+    """
+
+    folder: Path
+    name: str
+    base: Mapping[str, Any]
+    questions: Sequence[Question]
+
+    def identity(self, **more: Any) -> str:
+        return digest({**self.base, **more})
+
+    def _path(self, piece: str) -> Path:
+        return self.folder / f"{self.name}.{piece}.json"
+
+    # losses of the answers, and of all choices
+
+    def losses(self) -> AnswerLosses | None:
+        """Losses that are there."""
+        found = _read(self._path("losses"), self.identity(piece="losses"))
+        return None if found is None else _losses(found)
+
+    def measure_losses(self, model: Any, prompter: Prompter, advance: Advance) -> None:
+        rows = [prompter.row(question, question.answer) for question in self.questions]
+        self._keep_losses("losses", answer_losses(model, rows, advance=advance), self.identity(piece="losses"))
+
+    def choices(self) -> np.ndarray | None:
+        """Loss sums of all choices that are there, one row after the other; shape (sum of choices,)."""
+        found = _read(self._path("choices"), self.identity(piece="choices"))
+        return None if found is None else _losses(found).loss_sums_N
+
+    def measure_choices(self, model: Any, prompter: Prompter, advance: Advance) -> None:
+        rows = [prompter.row(question, choice) for question in self.questions for choice in question.choices]
+        self._keep_losses("choices", answer_losses(model, rows, advance=advance), self.identity(piece="choices"))
+
+    def _keep_losses(self, piece: str, losses: AnswerLosses, identity: str) -> None:
+        arrays = {name: values.tolist() for name, values in vars(losses).items()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self._path(piece), json.dumps({"identity": identity, **arrays}).encode())
+
+    # answers
+
+    def _answers(self, how: Generation) -> tuple[Path, str]:
+        return self.folder / f"{self.name}.answers.jsonl", self.identity(piece="answers", generation=asdict(how))
+
+    def answers(self, how: Generation) -> list[str] | None:
+        """The answers, if all are there."""
+        path, identity = self._answers(how)
+        try:
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+            found = {line["row"]: line["answer"] for line in lines[1:]} if lines[0]["identity"] == identity else {}
+        except (OSError, ValueError, KeyError, IndexError, TypeError):
+            return None
+        whole = len(found) == len(self.questions)
+        return [found[row] for row in range(len(self.questions))] if whole else None
+
+    def generate(self, model: Any, prompter: Prompter, how: Generation, advance: Advance) -> None:
+        path, identity = self._answers(how)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        prompts = [prompter.prompt(question) for question in self.questions]
+        generate_answers(model, prompter.tokenizer, prompts, how, path, identity, advance=advance)
+
+    # verdicts of a judge
+
+    def verdicts(self, how: Generation, judge: Judge) -> np.ndarray | None:
+        """The judge's verdicts that are there."""
+        found = _read(self._path("judge"), self._judged(how, judge))
+        return None if found is None else np.array([np.nan if v is None else v for v in found["verdicts"]])
+
+    def ask(self, how: Generation, judge: Judge) -> None:
+        answers = self.answers(how) or []
+        rows = [(q.text, q.answer, answer) for q, answer in zip(self.questions, answers, strict=True)]
+        verdicts = [None if np.isnan(verdict) else verdict for verdict in judge.verdicts(rows)]
+        content = {"identity": self._judged(how, judge), "verdicts": verdicts}
+        write_atomic(self._path("judge"), json.dumps(content).encode())
+
+    def _judged(self, how: Generation, judge: Judge) -> str:
+        asked = {name: getattr(judge, name) for name in ("base_url", "model", "prompt")}
+        return self.identity(piece="judge", generation=asdict(how), judge=asked)
+
+
+def _losses(found: Mapping[str, Any]) -> AnswerLosses:
+    return AnswerLosses(
+        loss_sums_N=np.array(found["loss_sums_N"], dtype=np.float64),
+        tokens_N=np.array(found["tokens_N"], dtype=np.int64),
+        is_greedy_N=np.array(found["is_greedy_N"], dtype=bool),
+    )
+
+
+def _read(path: Path, identity: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("identity") == identity else None
+
+
+def read_task(path: Path, identity: str) -> dict[str, Any] | None:
+    """Numbers of a task of the harness that are there."""
+    found = _read(path, identity)
+    return None if found is None else found["metrics"]
+
+
+def write_task(path: Path, identity: str, metrics: Mapping[str, Any]) -> None:
+    """Keep the numbers of a task of the harness."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps({"identity": identity, "metrics": dict(metrics)}).encode())

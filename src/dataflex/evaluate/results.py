@@ -1,0 +1,151 @@
+"""All models side by side: numbers with intervals, differences from the first model, as JSON and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dataflex.evaluate.heldout import AnswerLosses
+from dataflex.evaluate.intervals import Bootstrap, Interval, difference_interval, mean_interval, ratio_interval
+from dataflex.evaluate.questions import Question
+from dataflex.evaluate.scores import score
+
+# Sums and counts of each row: the number is sum / count over rows, which a bootstrap draws whole.
+PerRow = tuple[np.ndarray, np.ndarray]
+
+
+def answer_scores(metric: str, answers: Sequence[str], questions: Sequence[Question]) -> PerRow:
+    """A metric of written answers, row by row."""
+    values_N = score(metric, answers, [question.answer for question in questions])
+    return values_N, np.ones(len(values_N))
+
+
+def judged(verdicts_N: np.ndarray) -> PerRow:
+    """Share of answers that the judge took for right, of those on which it said so."""
+    known_N = np.isfinite(verdicts_N)
+    return np.where(known_N, verdicts_N, 0.0), known_N.astype(np.float64)
+
+
+def choice_scores(sums: np.ndarray, questions: Sequence[Question]) -> dict[str, PerRow]:
+    """``acc``: the right choice has the highest log-likelihood; ``acc_norm``: by character, as the harness does."""
+    found: dict[str, list[float]] = {"acc": [], "acc_norm": []}
+    at = 0
+    for question in questions:
+        losses = sums[at : at + len(question.choices)]
+        at += len(question.choices)
+        lengths = np.array([max(1, len(choice)) for choice in question.choices])
+        found["acc"].append(float(np.argmin(losses) == question.right))
+        found["acc_norm"].append(float(np.argmin(losses / lengths) == question.right))
+    return {name: (np.array(values), np.ones(len(values))) for name, values in found.items()}
+
+
+def loss_by_source(losses: AnswerLosses, questions: Sequence[Question], how: Bootstrap) -> dict[str, Any]:
+    """Loss per token and perplexity of each source, where there are several."""
+    sources = sorted({question.source for question in questions})
+    found = {}
+    for source in sources if len(sources) > 1 else []:
+        rows = np.array([question.source == source for question in questions])
+        interval = ratio_interval(losses.loss_sums_N[rows], losses.tokens_N[rows], how)
+        found[source] = {**as_json(interval), "perplexity": float(np.exp(interval.value)), "num_rows": int(rows.sum())}
+    return found
+
+
+def compared(by_model: Mapping[str, Mapping[str, PerRow]], how: Bootstrap) -> dict[str, Any]:
+    """Each metric of each model, and its difference from the first model, over the same rows.
+
+    Args:
+        by_model: model, metric, rows; all models have the same rows.
+    """
+    first = next(iter(by_model))
+    found: dict[str, Any] = {}
+    for metric in by_model[first]:
+        entry: dict[str, Any] = {"models": {}, "difference_from": first, "differences": {}}
+        for model, metrics in by_model.items():
+            sums_N, counts_N = metrics[metric]
+            is_mean = bool(np.all(counts_N == 1))
+            interval = mean_interval(sums_N, how) if is_mean else ratio_interval(sums_N, counts_N, how)
+            entry["models"][model] = {**as_json(interval), "num_rows": int(np.count_nonzero(counts_N))}
+            if model != first:
+                entry["differences"][model] = as_json(
+                    difference_interval(metrics[metric], by_model[first][metric], how)
+                )
+        found[metric] = entry
+        if metric == "loss":
+            perplexity = {
+                model: {bound: _exp(numbers[bound]) for bound in ("value", "low", "high")}
+                for model, numbers in entry["models"].items()
+            }
+            found["perplexity"] = {"models": perplexity, "difference_from": first, "differences": {}}
+    return found
+
+
+def as_json(interval: Interval) -> dict[str, float | None]:
+    return {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def _exp(value: float | None) -> float | None:
+    return None if value is None else float(np.exp(value))
+
+
+def table_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table: data set or task, metric, and a column a model."""
+    models = list(results["models"])
+    rows = []
+    for name, found in results["data"].items():
+        for metric, entry in found["metrics"].items():
+            cells = []
+            for model in models:
+                differs = _excludes_zero(entry["differences"].get(model))
+                cells.append(_cell(entry["models"][model]) + (" *" if differs else ""))
+            rows.append([name, metric, *cells])
+        for source in next(iter(found["sources"].values()), {}):
+            cells = [_cell(found["sources"][model][source]) for model in models]
+            rows.append([name, f"loss of {source}", *cells])
+    for task, by_model in results["tasks"].items():
+        for metric in next(iter(by_model.values())):
+            if "_stderr" in metric:
+                continue
+            rows.append([task, metric, *(_task_cell(by_model[model], metric) for model in models)])
+    return ["", "metric", *models], rows
+
+
+def _excludes_zero(difference: Mapping[str, float | None] | None) -> bool:
+    low, high = (difference or {}).get("low"), (difference or {}).get("high")
+    return low is not None and high is not None and (low > 0 or high < 0)
+
+
+def _cell(numbers: Mapping[str, Any]) -> str:
+    value, low, high = (numbers[bound] for bound in ("value", "low", "high"))
+    return f"{value:.4f}" if low is None else f"{value:.4f} ({low:.4f} to {high:.4f})"
+
+
+def _task_cell(metrics: Mapping[str, float], metric: str) -> str:
+    name, _, kind = metric.partition(",")
+    error = metrics.get(f"{name}_stderr,{kind}")
+    value = f"{metrics[metric]:.4f}"
+    return f"{value} ± {error:.4f}" if error is not None and np.isfinite(error) else value
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The table as Markdown, and what its marks mean."""
+    header, rows = table_rows(results)
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join([*lines, "", legend(results), ""])
+
+
+def legend(results: Mapping[str, Any]) -> str:
+    """What stands in the brackets and what the star says."""
+    how = results["bootstrap"]
+    first = next(iter(results["models"]))
+    text = (
+        f"In brackets: {how['confidence']:.0%} bootstrap intervals over rows ({how['resamples']} resamples). ± is the "
+        "harness's own standard error."
+    )
+    star = (
+        f" *: the difference from {first} over the same rows has an interval without 0."
+        if len(results["models"]) > 1
+        else ""
+    )
+    return text + star
