@@ -126,7 +126,7 @@ def test_the_numbers_are_those_of_lm_eval_on_the_same_file(config, tiny_model: P
     with loaded(spec(tiny_model), "float32") as model:
         said = generate_answers(model, tokenizer, prompts, Generation(max_new_tokens=4), tmp_path / "said.jsonl", "i")
     for i in range(0, 30, 3):  # a third of the answers are what the model says
-        rows[i]["output"] = said[i]
+        rows[i]["output"] = said[i].strip() or rows[i]["output"]
     choices = [
         {**row, "choices": [row["output"], WORDS[i % 14], f"{WORDS[i % 13]} {WORDS[i % 11]}"], "place": 0}
         for i, row in enumerate(make_rows(30, seed=5))
@@ -161,7 +161,7 @@ def test_the_numbers_are_those_of_lm_eval_on_the_same_file(config, tiny_model: P
         "likely",
         "qa.json",
         output_type="loglikelihood",
-        doc_to_target="{{output}}",
+        doc_to_target=" {{output}}",  # no delimiter is put before it for this type
         metric_list=[
             {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
             {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
