@@ -13,7 +13,7 @@ from dataflex import __version__
 from dataflex.core.errors import ConfigError, DataFlexError
 
 MOST_CHARACTERS = 1500  # of an error: a config may hold values and names of any length
-PASS_THROUGH = ("api", "chat", "env", "eval", "export", "webchat", "webui")
+PASS_THROUGH = ("api", "chat", "env", "eval", "webchat", "webui")
 
 app = typer.Typer(
     add_completion=False,
@@ -111,6 +111,14 @@ def compare(
     from dataflex.cli.compare import compare
 
     raise typer.Exit(compare(plan_file))
+
+
+@app.command(context_settings=AS_OVERRIDES)
+def export(config: str = CONFIG, overrides: list[str] = OVERRIDES) -> None:
+    """Merge and save as LLaMA-Factory does; the model card says how the training data were chosen."""
+    from dataflex.cli.export import export
+
+    export(config, overrides or [])
 
 
 @app.command(context_settings=AS_OVERRIDES)

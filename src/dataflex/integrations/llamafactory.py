@@ -54,6 +54,21 @@ def run_static(config: Mapping[str, Any]) -> None:
     import_module(TUNER).run_exp(dict(config))
 
 
+def export_model(config: Mapping[str, Any]) -> None:
+    """Merge and save with LLaMA-Factory alone.
+
+    Raises:
+        DataFlexError: what it refuses, in one sentence.
+    """
+    tuner = import_module(TUNER)
+    try:
+        tuner.export_model(dict(config))
+    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+        if os.environ.get("DATAFLEX_TRACEBACK"):
+            raise
+        raise DataFlexError(f"the model cannot be exported: {_one_sentence(error)}") from error
+
+
 def run_dynamic(config: Mapping[str, Any], settings: Settings) -> Any:
     """Train with LLaMA-Factory while a method chooses the samples.
 
