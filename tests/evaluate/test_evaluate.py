@@ -46,7 +46,7 @@ def test_losses_are_the_models_own(config, tiny_model: Path, tmp_path: Path) -> 
             whole = tokenizer(f"{row['input']} {row['output']}").input_ids
             labels = torch.tensor([[-100] * len(prompt) + whole[len(prompt) :]])
             count = len(whole) - len(prompt)
-            loss = float(model(input_ids=torch.tensor([whole]), labels=labels).loss) * count
+            loss = model(input_ids=torch.tensor([whole]), labels=labels).loss.item() * count
             entry = sums.setdefault(row["task"], [0.0, 0.0])
             entry[0] += loss
             entry[1] += count
@@ -118,7 +118,9 @@ def test_base_adapter_and_merged_stand_side_by_side(config, tiny_model: Path, ad
     assert "| base | adapter | alone | merged |" in table
 
 
-def test_the_numbers_are_those_of_lm_eval_on_the_same_file(config, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_numbers_are_those_of_lm_eval_on_the_same_file(
+    config, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exact match of written answers, choices by likelihood, and likelihood of the answer, to the digit."""
     tokenizer = load_tokenizer(spec(tiny_model))
     rows = make_rows(30)
@@ -179,6 +181,13 @@ def test_the_numbers_are_those_of_lm_eval_on_the_same_file(config, tiny_model: P
     results = evaluate(settings, tmp_path)
     ours = {name: found["metrics"] for name, found in results["data"].items()}
     theirs = {name: found["tiny"] for name, found in results["tasks"].items()}
+    with monkeypatch.context() as patch:
+        patch.setattr("dataflex.cli.evaluate.loaded", lambda *_: pytest.fail("a model is loaded"))
+        assert evaluate(settings, tmp_path) == results, "finished tasks are not run again"
+        (tmp_path / "mc.json").write_text(json.dumps(choices[:20]))
+        with pytest.raises(BaseException, match="a model is loaded"):
+            evaluate({**settings, "data": settings["data"][:1]}, tmp_path)  # the task's own file is another
+        (tmp_path / "mc.json").write_text(json.dumps(choices))
     exact = ours["qa"]["exact_match"]["models"]["tiny"]["value"]
     assert 0.2 < exact < 0.9
     assert theirs["written"]["exact_match,none"] == exact
@@ -319,6 +328,7 @@ def test_a_piece_of_something_else_is_not_used(
         ({"tasks": ["no_such_task_of_all"]}, "is none of lm-evaluation-harness"),
         ({"tasks": ["x"], "task_dir": "nowhere"}, "task_dir is 'nowhere'"),
         ({"generation": {"max_new_tokens": 0}}, "max_new_tokens is 0"),
+        ({"generation": {"max_new_tokens": 125}}, "tokens with its answer, and tiny was made for 128"),
         ({"generation": {"temperature": -1.0}}, "temperature is -1"),
         ({"bootstrap": {"confidence": 1.5}}, "a confidence between 0 and 1"),
         ({"judge": {"base_url": "http://x", "model": "m", "key_env": "NOT_SET_ANYWHERE"}}, "NOT_SET_ANYWHERE"),
@@ -449,6 +459,10 @@ def test_a_judge_is_asked_once_and_its_key_is_written_nowhere(config, tmp_path: 
     assert results["data"]["qa"]["metrics"]["judge"]["models"]["tiny"]["value"] == pytest.approx(np.mean(said))
     evaluate(config(judge=judge, metrics=["loss"]), tmp_path)
     assert len(Service.asked) == 12, "finished pieces are not asked again"
+    part = tmp_path / "out" / "parts" / "tiny" / "qa.judge.jsonl"
+    part.write_bytes(b"".join(part.read_bytes().splitlines(keepends=True)[:8]) + b'{"row": 3, "va')
+    assert evaluate(config(judge=judge, metrics=["loss"]), tmp_path) == results
+    assert len(Service.asked) == 12 + 5, "after a kill only what is missing is asked"
     everything = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert b"very-secret-key" not in everything
     server.shutdown()

@@ -15,10 +15,12 @@ from rich.table import Table
 from tqdm import tqdm
 
 from dataflex.cli.evaluate_config import LOSS, Evaluation, read_evaluation
+from dataflex.core.errors import ConfigError
+from dataflex.evaluate import models
 from dataflex.evaluate import results as tables
 from dataflex.evaluate.dataflow_files import write_answers, write_configs, write_questions
-from dataflex.evaluate.identity import digest, file_digests, versions
-from dataflex.evaluate.models import ModelSpec, load_tokenizer, loaded
+from dataflex.evaluate.identity import digest, versions
+from dataflex.evaluate.models import ModelSpec, device, load_tokenizer, loaded
 from dataflex.evaluate.parts import Parts, read_task, write_task
 from dataflex.evaluate.prompts import Prompter
 from dataflex.evaluate.scores import METRICS
@@ -34,6 +36,8 @@ def evaluate(path: str, overrides: list[str]) -> None:
     """
     evaluation = read_evaluation(path, overrides)
     prompters = {spec.name: _prompter(spec, evaluation) for spec in evaluation.models}
+    for spec in evaluation.models:
+        _check_lengths(spec, evaluation, prompters[spec.name])
     folder = Path(evaluation.keys.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     lock.take(folder / ".evaluate.lock")
@@ -50,6 +54,20 @@ def _prompter(spec: ModelSpec, evaluation: Evaluation) -> Prompter:
     return Prompter(load_tokenizer(spec), evaluation.keys.template, evaluation.keys.delimiter)
 
 
+def _check_lengths(spec: ModelSpec, evaluation: Evaluation, prompter: Prompter) -> None:
+    """Raise where a row has more tokens than the model was made for: its numbers would mean nothing."""
+    limit, new = models.context_length(spec), evaluation.generation.max_new_tokens
+    for name, (source, questions) in evaluation.questions.items():
+        for number, question in enumerate(questions if limit is not None else []):
+            whole = len(prompter.row(question, question.answer)["input_ids"])
+            written = len(prompter.prompt(question)) + new if evaluation.generates(name) else 0
+            if limit is not None and max(whole, written) > limit:
+                raise ConfigError(
+                    f"row {number} of {source.path} takes {max(whole, written)} tokens with its answer, and "
+                    f"{spec.name} was made for {limit}; take it out, or lower max_new_tokens of generation, which is {new}"
+                )
+
+
 class Session:
     """The pieces of an evaluation, and what they come to."""
 
@@ -59,10 +77,8 @@ class Session:
         self._identities = {spec.name: self._identity(spec) for spec in evaluation.models}
 
     def _identity(self, spec: ModelSpec) -> dict[str, Any]:
-        """What stands for a model: the files of its folders, or its name."""
-        files = file_digests(spec.folders)
-        names = {"model": spec.base, "adapter": spec.adapter} if not files else {"files": sorted(files.values())}
-        return {**names, "dtype": self._asked.keys.dtype, "versions": versions()}
+        """What stands for a model and for how it computes."""
+        return {**models.identity(spec), "dtype": self._asked.keys.dtype, "device": device(), "versions": versions()}
 
     def _parts(self, spec: ModelSpec, name: str) -> Parts:
         source, questions = self._asked.questions[name]
@@ -77,12 +93,10 @@ class Session:
 
     def _task(self, spec: ModelSpec, task: str) -> tuple[Path, str]:
         keys = self._asked.keys
-        files = file_digests([Path(keys.task_dir)]) if keys.task_dir else {}
         identity = digest(
             {
                 "model": self._identities[spec.name],
-                "task": task,
-                "files": sorted(files.values()),
+                "task": self._asked.task_digests[task],
                 "limit": keys.task_limit,
                 "batch": keys.task_batch_size,
                 "seed": self._asked.bootstrap.seed,
@@ -117,8 +131,8 @@ class Session:
             for name in asked.questions:
                 parts = self._parts(spec, name)
                 if asked.generates(name) and parts.verdicts(how, asked.judge) is None:
-                    self._say(f"{spec.name}: {name}: asking the judge about {len(parts.questions)} answers")
-                    parts.ask(how, asked.judge)
+                    with _bar(f"{spec.name}: {name}: judge", len(parts.questions), "verdicts") as advance:
+                        parts.ask(how, asked.judge, advance)
 
     def _make(self, spec: ModelSpec, model: Any, what: str, piece: str, parts: Parts) -> None:
         prompter = self._prompters[spec.name]
@@ -130,20 +144,20 @@ class Session:
             (parts.measure_losses if piece == "losses" else parts.measure_choices)(model, prompter, advance)
 
     def _run_task(self, spec: ModelSpec, model: Any, task: str) -> None:
-        from dataflex.evaluate.harness import run_tasks
+        from dataflex.evaluate.harness import run_task
 
         keys = self._asked.keys
         self._say(f"{spec.name}: task {task}")
-        found = run_tasks(
+        found = run_task(
             model,
             self._prompters[spec.name].tokenizer,
-            [task],
+            task,
             include_path=keys.task_dir,
             batch_size=keys.task_batch_size,
             limit=keys.task_limit,
             seed=self._asked.bootstrap.seed,
         )
-        write_task(*self._task(spec, task), found.get(task, {}))
+        write_task(*self._task(spec, task), found)
 
     # what it comes to
 
@@ -157,10 +171,7 @@ class Session:
             "bootstrap": asdict(asked.bootstrap),
             "versions": versions(),
             "data": {name: self._data_results(name) for name in asked.questions},
-            "tasks": {
-                task: {spec.name: read_task(*self._task(spec, task)) for spec in asked.models}
-                for task in asked.keys.tasks
-            },
+            "tasks": self._task_results(),
         }
         write_atomic(self._folder / "results.json", json.dumps(results, ensure_ascii=False, indent=1).encode())
         write_atomic(self._folder / "results.md", tables.markdown(results).encode())
@@ -175,8 +186,14 @@ class Session:
         self._say(tables.legend(results))
         self._say(f"all numbers: {self._folder / 'results.json'}; answers: {self._folder / 'answers'}{os.sep}")
 
-    def _task_results(self, task: str) -> dict[str, Any]:
-        return {spec.name: read_task(*self._task(spec, task)) for spec in self._asked.models}
+    def _task_results(self) -> dict[str, dict[str, Any]]:
+        """Task, model, metric; a group stands with all of its tasks."""
+        found: dict[str, dict[str, Any]] = {}
+        for named in self._asked.keys.tasks:
+            for spec in self._asked.models:
+                for task, numbers in _there(read_task(*self._task(spec, named))).items():
+                    found.setdefault(task, {})[spec.name] = numbers
+        return found
 
     def _data_results(self, name: str) -> dict[str, Any]:
         asked, how = self._asked, self._asked.generation

@@ -51,6 +51,7 @@ class Evaluation:
     generation: Generation
     bootstrap: Bootstrap
     judge: Judge | None
+    task_digests: dict[str, str]  # what stands for the questions of each task
 
     def generates(self, name: str) -> bool:
         """True where answers of a data set are written, not only measured."""
@@ -99,13 +100,23 @@ def read_evaluation(path: str, overrides: list[str]) -> Evaluation:
         check_model(model)
     if judge is not None:
         judge.check()
-    if keys.tasks:
-        from dataflex.evaluate.harness import check_tasks
-
-        check_tasks(list(keys.tasks), keys.task_dir)
     return Evaluation(
-        keys=keys, models=models, questions=questions, generation=generation, bootstrap=bootstrap, judge=judge
+        keys=keys,
+        models=models,
+        questions=questions,
+        generation=generation,
+        bootstrap=bootstrap,
+        judge=judge,
+        task_digests=_task_digests(keys),
     )
+
+
+def _task_digests(keys: EvaluationKeys) -> dict[str, str]:
+    if not keys.tasks:
+        return {}
+    from dataflex.evaluate.harness import task_digests
+
+    return task_digests(keys.tasks, keys.task_dir)
 
 
 def _check_names(what: str, names: list[str]) -> None:

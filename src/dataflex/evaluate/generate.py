@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataflex.ledger.files import write_atomic
-from dataflex.ledger.lines import complete_lines
+from dataflex.core.errors import DataFlexError
+from dataflex.evaluate import part_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +55,23 @@ def generate_answers(
         part: a .jsonl file.
         identity: of everything that the answers depend on; a part of another identity is begun anew.
         advance: told the number of rows of each batch, also of those that were there.
+
+    Raises:
+        DataFlexError: a batch does not fit in the device's memory.
     """
-    found = _read_part(part, identity)
-    if not found:
-        write_atomic(part, json.dumps({"identity": identity}).encode() + b"\n")
+    found = part_lines.begin(part, identity)
     for rows_B in batches(np.array([len(prompt) for prompt in prompts]), how):
         if not all(int(row) in found for row in rows_B):
-            texts = _batch(model, tokenizer, [prompts[row] for row in rows_B], how, seed=how.seed + int(rows_B[0]))
-            found |= dict(zip(rows_B.tolist(), texts, strict=True))
-            _append(part, [{"row": int(row), "answer": found[int(row)]} for row in rows_B])
+            try:
+                texts = _batch(model, tokenizer, [prompts[row] for row in rows_B], how, seed=how.seed + int(rows_B[0]))
+            except torch.OutOfMemoryError as error:
+                raise DataFlexError(
+                    f"{len(rows_B)} answers at a time do not fit in the device's memory; lower batch_tokens of "
+                    f"generation, which is {how.batch_tokens}"
+                ) from error
+            written = dict(zip(rows_B.tolist(), texts, strict=True))
+            part_lines.append(part, written)
+            found |= written
         advance(len(rows_B))
     return [found[row] for row in range(len(prompts))]
 
@@ -134,26 +140,3 @@ def _cut(text: str, until: Sequence[str]) -> str:
     for end in until:
         text = text.split(end)[0]
     return text
-
-
-def _read_part(part: Path, identity: str) -> dict[int, str]:
-    """Answers that are there; {} where the part is another's, or damaged."""
-    try:
-        lines = [json.loads(line) for line in complete_lines(part.read_bytes())]
-        if not lines or lines[0].get("identity") != identity:
-            return {}
-        return {int(line["row"]): str(line["answer"]) for line in lines[1:]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _append(part: Path, lines: list[dict[str, Any]]) -> None:
-    """Whole lines, on the disk; an unfinished one, as a kill leaves it, is cut off first."""
-    data = part.read_bytes()
-    kept = sum(len(line) + 1 for line in complete_lines(data))
-    with part.open("r+b") as file:
-        file.truncate(kept)
-        file.seek(kept)
-        file.write(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())

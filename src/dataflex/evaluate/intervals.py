@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +58,8 @@ def _interval(data: tuple[np.ndarray, ...], how: Bootstrap) -> Interval:
 
 
 def _of(data: tuple[np.ndarray, ...], statistic, how: Bootstrap) -> Interval:
+    from scipy.stats import bootstrap  # of the extra
+
     value = float(statistic(*data))
     if len(data[0]) < 2:
         return Interval(value=value, low=None, high=None)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from dataflex.core.errors import ConfigError, DataFlexError
 
@@ -15,6 +15,8 @@ PROMPT = (
     "Question:\n{question}\n\nReference answer:\n{reference}\n\nAnswer to judge:\n{answer}\n\n"
     "Does the answer to judge say the same as the reference answer? Reply with one word: yes or no."
 )
+
+_WORDS = ("{question}", "{reference}", "{answer}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class Judge:
     timeout: float = 60.0
 
     def __post_init__(self) -> None:
-        for word in ("{question}", "{reference}", "{answer}"):
+        for word in _WORDS:
             if word not in self.prompt:
                 raise ConfigError(f"prompt of the judge holds no {word}; write where it goes")
         if self.workers < 1:
@@ -53,8 +55,11 @@ class Judge:
                 "asks for none)"
             )
 
-    def verdicts(self, rows: list[tuple[str, str, str]]) -> np.ndarray:
-        """1 right, 0 wrong, NaN where the judge said neither; one a row of (question, reference, answer).
+    def verdicts(self, rows: Mapping[int, tuple[str, str, str]]) -> Iterator[tuple[int, float | None]]:
+        """Row and verdict, as they come: 1 right, 0 wrong, None where the judge said neither.
+
+        Args:
+            rows: question, reference and answer by row.
 
         Raises:
             DataFlexError: the service cannot be reached, or refuses.
@@ -63,22 +68,24 @@ class Judge:
 
         client = OpenAI(base_url=self.base_url, api_key=os.environ[self.key_env], timeout=self.timeout, max_retries=4)
 
-        def ask(row: tuple[str, str, str]) -> float:
-            question, reference, answer = row
-            text = self.prompt
-            for word, value in (("question", question), ("reference", reference), ("answer", answer)):
-                text = text.replace(f"{{{word}}}", value)
+        def ask(row: tuple[str, str, str]) -> float | None:
+            texts = dict(zip(_WORDS, row, strict=True))
+            # In one pass: a question may itself hold "{answer}".
+            text = re.sub("|".join(map(re.escape, _WORDS)), lambda found: texts[found.group()], self.prompt)
             reply: Any = client.chat.completions.create(
                 model=self.model, temperature=0, messages=[{"role": "user", "content": text}]
             )
             said = (reply.choices[0].message.content or "").strip().lower()
-            return 1.0 if said.startswith("yes") else 0.0 if said.startswith("no") else np.nan
+            return 1.0 if said.startswith("yes") else 0.0 if said.startswith("no") else None
 
-        try:
-            with ThreadPoolExecutor(self.workers) as pool:
-                return np.array(list(pool.map(ask, rows)))
-        except OpenAIError as error:
-            raise DataFlexError(
-                f"the judge at {self.base_url} cannot be asked ({' '.join(str(error).split())[:200]}); what was "
-                "generated is kept, give the same command again"
-            ) from error
+        with ThreadPoolExecutor(self.workers) as pool:
+            asked = {pool.submit(ask, texts): row for row, texts in rows.items()}
+            try:
+                for done in as_completed(asked):
+                    yield asked[done], done.result()
+            except OpenAIError as error:
+                pool.shutdown(cancel_futures=True)
+                raise DataFlexError(
+                    f"the judge at {self.base_url} cannot be asked ({' '.join(str(error).split())[:200]}); answers and "
+                    "verdicts so far are kept, give the same command again"
+                ) from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.core.errors import ConfigError, shown
+from dataflex.evaluate.identity import file_digests
 
 ADAPTER = "adapter_config.json"
 
@@ -50,6 +51,23 @@ class ModelSpec:
     def folders(self) -> list[Path]:
         """Folders whose files say which model it is."""
         return [Path(folder) for folder in (self.base, self.adapter) if folder and Path(folder).is_dir()]
+
+
+def context_length(spec: ModelSpec) -> int | None:
+    """Tokens that the model was made for; None where its config does not say."""
+    from transformers import AutoConfig
+
+    return getattr(AutoConfig.from_pretrained(spec.base).get_text_config(), "max_position_embeddings", None)
+
+
+def identity(spec: ModelSpec) -> dict[str, Any]:
+    """What stands for the model: the files of its folders; of one from the hub, its revision."""
+    from transformers import AutoConfig
+
+    found: dict[str, Any] = {"files": [sorted(file_digests([folder]).values()) for folder in spec.folders]}
+    if not Path(spec.base).is_dir():
+        found |= {"model": spec.base, "revision": getattr(AutoConfig.from_pretrained(spec.base), "_commit_hash", None)}
+    return found
 
 
 def check_model(spec: ModelSpec) -> None:
@@ -99,6 +117,13 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     return tokenizer
 
 
+def device() -> str:
+    """The best kind of device at hand."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 @contextmanager
 def loaded(spec: ModelSpec, dtype: str) -> Iterator[Any]:
     """The model on the best device at hand, in evaluation mode; gone from memory afterwards.
@@ -118,8 +143,7 @@ def loaded(spec: ModelSpec, dtype: str) -> Iterator[Any]:
             model = PeftModel.from_pretrained(model, spec.adapter)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(f"the model {spec.name} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    model = model.to(device).eval()
+    model = model.to(device()).eval()
     try:
         yield model
     finally:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dataflex.evaluate import part_lines
 from dataflex.evaluate.generate import Generation, generate_answers
 from dataflex.evaluate.heldout import AnswerLosses, answer_losses
 from dataflex.evaluate.identity import digest
@@ -74,18 +75,10 @@ class Parts:
 
     def answers(self, how: Generation) -> list[str] | None:
         """The answers, if all are there."""
-        path, identity = self._answers(how)
-        try:
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-            found = {line["row"]: line["answer"] for line in lines[1:]} if lines[0]["identity"] == identity else {}
-        except (OSError, ValueError, KeyError, IndexError, TypeError):
-            return None
-        whole = len(found) == len(self.questions)
-        return [found[row] for row in range(len(self.questions))] if whole else None
+        return self._whole(part_lines.read(*self._answers(how)))
 
     def generate(self, model: Any, prompter: Prompter, how: Generation, advance: Advance) -> None:
         path, identity = self._answers(how)
-        self.folder.mkdir(parents=True, exist_ok=True)
         prompts = [prompter.prompt(question) for question in self.questions]
         generate_answers(model, prompter.tokenizer, prompts, how, path, identity, advance=advance)
 
@@ -93,19 +86,33 @@ class Parts:
 
     def verdicts(self, how: Generation, judge: Judge) -> np.ndarray | None:
         """The judge's verdicts that are there."""
-        found = _read(self._path("judge"), self._judged(how, judge))
-        return None if found is None else np.array([np.nan if v is None else v for v in found["verdicts"]])
+        found = self._whole(part_lines.read(*self._judged(how, judge)))
+        return None if found is None else np.array(found, dtype=np.float64)
 
-    def ask(self, how: Generation, judge: Judge) -> None:
-        answers = self.answers(how) or []
-        rows = [(q.text, q.answer, answer) for q, answer in zip(self.questions, answers, strict=True)]
-        verdicts = [None if np.isnan(verdict) else verdict for verdict in judge.verdicts(rows)]
-        content = {"identity": self._judged(how, judge), "verdicts": verdicts}
-        write_atomic(self._path("judge"), json.dumps(content).encode())
+    def ask(self, how: Generation, judge: Judge, advance: Advance) -> None:
+        """Each verdict is kept as it comes: it may cost money."""
+        part, identity = self._judged(how, judge)
+        answers, there = self.answers(how) or [], part_lines.begin(part, identity)
+        advance(len(there))
+        rows = {
+            row: (question.text, question.answer, answer)
+            for row, (question, answer) in enumerate(zip(self.questions, answers, strict=True))
+            if row not in there
+        }
+        for row, verdict in judge.verdicts(rows):
+            part_lines.append(part, {row: verdict})
+            advance(1)
 
-    def _judged(self, how: Generation, judge: Judge) -> str:
+    def _judged(self, how: Generation, judge: Judge) -> tuple[Path, str]:
         asked = {name: getattr(judge, name) for name in ("base_url", "model", "prompt")}
-        return self.identity(piece="judge", generation=asdict(how), judge=asked)
+        # Of the answers themselves, not of what they depend on: the same answer needs no second verdict.
+        identity = digest({"answers": self.answers(how), "questions": self.base["questions"], "judge": asked})
+        return self.folder / f"{self.name}.judge.jsonl", identity
+
+    def _whole(self, found: Mapping[int, Any]) -> list[Any] | None:
+        """The value of each row; None while one is missing."""
+        rows = range(len(self.questions))
+        return [found[row] for row in rows] if all(row in found for row in rows) else None
 
 
 def _losses(found: Mapping[str, Any]) -> AnswerLosses:

@@ -48,7 +48,7 @@ def loss_by_source(losses: AnswerLosses, questions: Sequence[Question], how: Boo
     for source in sources if len(sources) > 1 else []:
         rows = np.array([question.source == source for question in questions])
         interval = ratio_interval(losses.loss_sums_N[rows], losses.tokens_N[rows], how)
-        found[source] = {**as_json(interval), "perplexity": float(np.exp(interval.value)), "num_rows": int(rows.sum())}
+        found[source] = {**as_json(interval), "perplexity": _exp(interval.value), "num_rows": int(rows.sum())}
     return found
 
 
@@ -82,11 +82,16 @@ def compared(by_model: Mapping[str, Mapping[str, PerRow]], how: Bootstrap) -> di
 
 
 def as_json(interval: Interval) -> dict[str, float | None]:
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
+    return {"value": _known(interval.value), "low": _known(interval.low), "high": _known(interval.high)}
+
+
+def _known(value: float | None) -> float | None:
+    """JSON has no NaN, which a share of no verdicts is, and no infinity."""
+    return float(value) if value is not None and np.isfinite(value) else None
 
 
 def _exp(value: float | None) -> float | None:
-    return None if value is None else float(np.exp(value))
+    return None if value is None else _known(float(np.exp(value)))
 
 
 def table_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -118,7 +123,9 @@ def _excludes_zero(difference: Mapping[str, float | None] | None) -> bool:
 
 def _cell(numbers: Mapping[str, Any]) -> str:
     value, low, high = (numbers[bound] for bound in ("value", "low", "high"))
-    return f"{value:.4f}" if low is None else f"{value:.4f} ({low:.4f} to {high:.4f})"
+    if value is None:
+        return "none"
+    return f"{value:.4f}" if low is None or high is None else f"{value:.4f} ({low:.4f} to {high:.4f})"
 
 
 def _task_cell(metrics: Mapping[str, float], metric: str) -> str:
