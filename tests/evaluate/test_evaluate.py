@@ -65,7 +65,7 @@ def test_answers_do_not_depend_on_their_batch(tiny_model: Path, tmp_path: Path) 
     with loaded(spec(tiny_model), "float32") as model:
         for batch_tokens in (1, 60, 10_000):
             how = Generation(max_new_tokens=8, batch_tokens=batch_tokens)
-            found.append(generate_answers(model, tokenizer, prompts, how, tmp_path / f"{batch_tokens}.jsonl", "i"))
+            found.append(generate_answers(model, tokenizer, prompts, [], how, tmp_path / f"{batch_tokens}.jsonl", "i"))
         alone = []
         for prompt in prompts:
             ids = torch.tensor([prompt])
@@ -81,12 +81,31 @@ def test_an_answer_ends_at_the_texts_that_end_it(tiny_model: Path, tmp_path: Pat
     tokenizer = load_tokenizer(spec(tiny_model))
     prompts = [Prompter(tokenizer, "plain").prompt(Question(text=row["input"], answer="")) for row in make_rows(9)]
     with loaded(spec(tiny_model), "float32") as model:
-        whole = generate_answers(model, tokenizer, prompts, Generation(max_new_tokens=8), tmp_path / "a", "i")
+        whole = generate_answers(model, tokenizer, prompts, [], Generation(max_new_tokens=8), tmp_path / "a", "i")
         end = whole[0][3:5]
         how = Generation(max_new_tokens=8, until=(end,))
-        cut = generate_answers(model, tokenizer, prompts, how, tmp_path / "b", "i")
+        cut = generate_answers(model, tokenizer, prompts, [], how, tmp_path / "b", "i")
     assert cut == [text.split(end)[0] for text in whole]
     assert cut != whole
+
+
+def test_an_answer_ends_at_the_stop_words_of_the_template(tiny_model: Path, tmp_path: Path) -> None:
+    """The model's own generation config may know nothing of them: a base model, tuned with a chat template."""
+    tokenizer = load_tokenizer(spec(tiny_model))
+    prompts = [Prompter(tokenizer, "plain").prompt(Question(text=row["input"], answer="")) for row in make_rows(9)]
+    with loaded(spec(tiny_model), "float32") as model:
+        whole = generate_answers(model, tokenizer, prompts, [], Generation(max_new_tokens=8), tmp_path / "a", "i")
+        word = whole[0].split()[2]
+        stop = tokenizer.convert_tokens_to_ids(word)
+        cut = generate_answers(model, tokenizer, prompts, [stop], Generation(max_new_tokens=8), tmp_path / "b", "i")
+    for before, after in zip(whole, cut, strict=True):
+        words = before.split()
+        assert after.split() == (words[: words.index(word) + 1] if word in words else words)
+    pytest.importorskip("llamafactory")
+    tokenizer = load_tokenizer(spec(tiny_model))
+    assert tokenizer.eos_token_id in Prompter(tokenizer, "default").stop_ids
+    llama3 = Prompter(tokenizer, "llama3")
+    assert llama3.tokenizer.convert_tokens_to_ids("<|eot_id|>") in llama3.stop_ids
 
 
 def test_drawn_answers_are_those_of_their_seed(config, tmp_path: Path) -> None:
@@ -126,7 +145,9 @@ def test_the_numbers_are_those_of_lm_eval_on_the_same_file(
     rows = make_rows(30)
     prompts = [Prompter(tokenizer, "plain").prompt(Question(text=row["input"], answer="")) for row in rows]
     with loaded(spec(tiny_model), "float32") as model:
-        said = generate_answers(model, tokenizer, prompts, Generation(max_new_tokens=4), tmp_path / "said.jsonl", "i")
+        said = generate_answers(
+            model, tokenizer, prompts, [], Generation(max_new_tokens=4), tmp_path / "said.jsonl", "i"
+        )
     for i in range(0, 30, 3):  # a third of the answers are what the model says
         rows[i]["output"] = said[i].strip() or rows[i]["output"]
     choices = [
@@ -325,6 +346,7 @@ def test_a_piece_of_something_else_is_not_used(
         ({"data": [{"name": "x", "path": "QA", "format": "csv"}]}, "format"),
         ({"metrics": ["exact_mach"]}, r"a metric is 'exact_mach' \(did you mean 'exact_match'\?\)"),
         ({"template": "lama3"}, r"template is 'lama3' \(did you mean 'llama3'\?\)"),
+        ({"template": "llama3"}, "uses tokens that tiny does not have"),
         ({"tasks": ["no_such_task_of_all"]}, "is none of lm-evaluation-harness"),
         ({"tasks": ["x"], "task_dir": "nowhere"}, "task_dir is 'nowhere'"),
         ({"generation": {"max_new_tokens": 0}}, "max_new_tokens is 0"),
@@ -408,11 +430,14 @@ def test_answers_are_what_dataflow_reads_and_its_config_runs_as_it_is(config, tm
         program = types.ModuleType(f"dataflow.cli_funcs.eval_pipeline.eval_{kind}")
         own: dict[str, Any] = {"JUDGE_MODEL_CONFIG": {}, "TARGET_MODELS": [], "BENCH_CONFIG": [], "EVAL_CONFIG": {}}
         vars(program).update(own)
+        program.FairAnswerJudgePrompt = type("FairAnswerJudgePrompt", (), {})  # type: ignore[attr-defined]
         program.get_evaluator_config = lambda p=program, names=tuple(own): {name: getattr(p, name) for name in names}  # type: ignore[attr-defined]
         parent = types.ModuleType("dataflow.cli_funcs.eval_pipeline")
         setattr(parent, f"eval_{kind}", program)
-        for name in ("dataflow", "dataflow.cli_funcs"):
+        for name in ("dataflow", "dataflow.cli_funcs", "dataflow.core", "dataflow.core.prompt"):
             monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        allowed = type("DIYPromptABC", (), {})
+        sys.modules["dataflow.core.prompt"].DIYPromptABC = allowed  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "dataflow.cli_funcs.eval_pipeline", parent)
         made = importlib.util.spec_from_file_location("config", folder / f"eval_{kind}.py")
         assert made is not None
@@ -422,6 +447,8 @@ def test_answers_are_what_dataflow_reads_and_its_config_runs_as_it_is(config, tm
         found = module.get_evaluator_config()
         assert [target["name"] for target in found["TARGET_MODELS"]] == ["tiny"]
         assert found["TARGET_MODELS"][0]["vllm_max_tokens"] == 6
+        assert Path(found["TARGET_MODELS"][0]["path"]).is_absolute()
+        assert issubclass(program.FairAnswerJudgePrompt, allowed), "its evaluator refuses any other class"
         assert (folder / found["BENCH_CONFIG"][0]["input_file"]).is_file()
     compile((folder / "check_answers.py").read_text(), "check_answers.py", "exec")
 

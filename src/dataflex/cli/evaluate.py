@@ -37,7 +37,7 @@ def evaluate(path: str, overrides: list[str]) -> None:
     evaluation = read_evaluation(path, overrides)
     prompters = {spec.name: _prompter(spec, evaluation) for spec in evaluation.models}
     for spec in evaluation.models:
-        _check_lengths(spec, evaluation, prompters[spec.name])
+        _check_rows(spec, evaluation, prompters[spec.name])
     folder = Path(evaluation.keys.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     lock.take(folder / ".evaluate.lock")
@@ -54,17 +54,23 @@ def _prompter(spec: ModelSpec, evaluation: Evaluation) -> Prompter:
     return Prompter(load_tokenizer(spec), evaluation.keys.template, evaluation.keys.delimiter)
 
 
-def _check_lengths(spec: ModelSpec, evaluation: Evaluation, prompter: Prompter) -> None:
-    """Raise where a row has more tokens than the model was made for: its numbers would mean nothing."""
-    limit, new = models.context_length(spec), evaluation.generation.max_new_tokens
+def _check_rows(spec: ModelSpec, evaluation: Evaluation, prompter: Prompter) -> None:
+    """Raise where a row has more tokens than the model was made for, or tokens that it does not have."""
+    (limit, num_tokens), new = models.limits(spec), evaluation.generation.max_new_tokens
     for name, (source, questions) in evaluation.questions.items():
-        for number, question in enumerate(questions if limit is not None else []):
-            whole = len(prompter.row(question, question.answer)["input_ids"])
+        for number, question in enumerate(questions):
+            ids = prompter.row(question, question.answer)["input_ids"]
+            if num_tokens is not None and max(ids, default=0) >= num_tokens and spec.adapter is None:
+                raise ConfigError(
+                    f"template is {evaluation.keys.template}, which uses tokens that {spec.name} does not have; take "
+                    "the template that it was trained with"
+                )
+            whole = len(ids)
             written = len(prompter.prompt(question)) + new if evaluation.generates(name) else 0
             if limit is not None and max(whole, written) > limit:
                 raise ConfigError(
-                    f"row {number} of {source.path} takes {max(whole, written)} tokens with its answer, and "
-                    f"{spec.name} was made for {limit}; take it out, or lower max_new_tokens of generation, which is {new}"
+                    f"row {number} of {source.path} takes {max(whole, written)} tokens with its answer, and {spec.name}"
+                    f" was made for {limit}; take it out, or lower max_new_tokens of generation, which is {new}"
                 )
 
 
@@ -240,7 +246,9 @@ class Session:
         folder.mkdir(exist_ok=True)
         for name in named:
             write_questions(folder / f"{name}.json", asked.questions[name][1])
-        whole = {spec.name: spec.base for spec in asked.models if spec.adapter is None}
+        bases = {spec.name: Path(spec.base) for spec in asked.models if spec.adapter is None}
+        # Absolute, since DataFlow runs in that folder.
+        whole = {name: str(path.resolve() if path.is_dir() else path) for name, path in bases.items()}
         write_configs(folder, whole, named, asked.generation)
 
     def _say(self, text: str) -> None:

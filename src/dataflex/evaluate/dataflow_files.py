@@ -49,6 +49,7 @@ def write_configs(folder: Path, models: Mapping[str, str], data: Sequence[str], 
             "vllm_top_p": how.top_p,
             "vllm_max_tokens": how.max_new_tokens,
             "vllm_seed": how.seed,
+            "answer_prompt": "",  # before the question; DataFlow's own speaks of academic literature
         }
         for name, path in models.items()
     ]
@@ -71,12 +72,18 @@ def _config(kind: str, judge: str, targets: list[dict[str, Any]], benches: list[
     return f'''"""Run by `dataflow eval {kind}` in this folder; written by dataflex-cli evaluate."""
 
 from dataflow.cli_funcs.eval_pipeline import eval_{kind} as program
+from dataflow.core.prompt import DIYPromptABC
 
-# The judge is yours to name: JUDGE_MODEL_CONFIG["{judge}"] and what else stands in DataFlow's own file.
+# Release 1.0.13 refuses the prompt of its own file, as its class is not one of these.
+if not issubclass(program.FairAnswerJudgePrompt, DIYPromptABC):
+    program.FairAnswerJudgePrompt = type("JudgePrompt", (program.FairAnswerJudgePrompt, DIYPromptABC), {{}})
+# The judge is yours to name: this key, and what else stands under JUDGE_MODEL_CONFIG in DataFlow's own file.
 program.JUDGE_MODEL_CONFIG["{judge}"] = "SET_ME"
+# Without a judge, answers compared as mathematics: take the # from these two lines.
+# program.EVAL_CONFIG["compare_method"] = "match"
+# program.create_judge_serving = lambda: None
 program.TARGET_MODELS = {_literal(targets)}
 program.BENCH_CONFIG = {_literal(benches)}
-program.EVAL_CONFIG["compare_method"] = "semantic"  # "match": no judge, the answers are compared as mathematics
 
 get_evaluator_config = program.get_evaluator_config
 '''
@@ -92,13 +99,18 @@ python check_answers.py ANSWERS.json
 """
 
 import sys
+from pathlib import Path
 
 from dataflow.operators.core_text import BenchDatasetEvaluatorQuestion
+from dataflow.prompts.model_evaluation.general import AnswerJudgePromptQuestion
 from dataflow.utils.storage import FileStorage
 
-answers = sys.argv[1]
+answers = str(Path(sys.argv[1]).resolve())
 storage = FileStorage(first_entry_file_name=answers, cache_path=".cache", file_name_prefix="checked", cache_type="json")
-evaluator = BenchDatasetEvaluatorQuestion(compare_method="match", eval_result_path=answers + ".result.json")
+# A prompt must be given although nobody is asked: release 1.0.13 refuses its own default.
+evaluator = BenchDatasetEvaluatorQuestion(
+    compare_method="match", prompt_template=AnswerJudgePromptQuestion(), eval_result_path=answers + ".result.json"
+)
 evaluator.run(
     storage=storage.step(),
     input_test_answer_key="model_generated_answer",

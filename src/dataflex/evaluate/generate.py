@@ -39,6 +39,7 @@ def generate_answers(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
+    stop_ids: Sequence[int],
     how: Generation,
     part: Path,
     identity: str,
@@ -52,6 +53,7 @@ def generate_answers(
 
     Args:
         prompts: tokens of each.
+        stop_ids: tokens that end an answer, beside those that the model's own generation config names.
         part: a .jsonl file.
         identity: of everything that the answers depend on; a part of another identity is begun anew.
         advance: told the number of rows of each batch, also of those that were there.
@@ -62,8 +64,9 @@ def generate_answers(
     found = part_lines.begin(part, identity)
     for rows_B in batches(np.array([len(prompt) for prompt in prompts]), how):
         if not all(int(row) in found for row in rows_B):
+            given, seed = [prompts[row] for row in rows_B], how.seed + int(rows_B[0])
             try:
-                texts = _batch(model, tokenizer, [prompts[row] for row in rows_B], how, seed=how.seed + int(rows_B[0]))
+                texts = _batch(model, tokenizer, given, stop_ids, how, seed=seed)
             except torch.OutOfMemoryError as error:
                 raise DataFlexError(
                     f"{len(rows_B)} answers at a time do not fit in the device's memory; lower batch_tokens of "
@@ -91,7 +94,15 @@ def batches(lengths_N: np.ndarray, how: Generation) -> Iterator[np.ndarray]:
         start += size
 
 
-def _batch(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], how: Generation, *, seed: int) -> list[str]:
+def _batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Sequence[int],
+    how: Generation,
+    *,
+    seed: int,
+) -> list[str]:
     width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), tokenizer.pad_token_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -99,6 +110,8 @@ def _batch(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], how: Ge
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     device = next(model.parameters()).device
+    own = model.generation_config.eos_token_id
+    stops = {*stop_ids, *(own if isinstance(own, list) else [] if own is None else [own])}
     draws = how.temperature > 0
     # Each of a model's own defaults is named, so that none of them sneaks in.
     options: dict[str, Any] = {
@@ -107,8 +120,10 @@ def _batch(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], how: Ge
         "top_p": how.top_p if draws else None,
         "top_k": 0 if draws else None,
         "num_beams": 1,
+        "use_cache": True,
         "repetition_penalty": 1.0,
         "max_new_tokens": how.max_new_tokens,
+        "eos_token_id": sorted(stops) or None,
         "pad_token_id": tokenizer.pad_token_id,
     }
     if how.until:

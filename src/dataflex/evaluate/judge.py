@@ -16,7 +16,7 @@ PROMPT = (
     "Does the answer to judge say the same as the reference answer? Reply with one word: yes or no."
 )
 
-_WORDS = ("{question}", "{reference}", "{answer}")
+_WORDS: tuple[str, ...] = ("{question}", "{reference}", "{answer}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Judge:
         client = OpenAI(base_url=self.base_url, api_key=os.environ[self.key_env], timeout=self.timeout, max_retries=4)
 
         def ask(row: tuple[str, str, str]) -> float | None:
-            texts = dict(zip(_WORDS, row, strict=True))
+            texts: dict[str, str] = dict(zip(_WORDS, row, strict=True))
             # In one pass: a question may itself hold "{answer}".
             text = re.sub("|".join(map(re.escape, _WORDS)), lambda found: texts[found.group()], self.prompt)
             reply: Any = client.chat.completions.create(

@@ -53,11 +53,12 @@ class ModelSpec:
         return [Path(folder) for folder in (self.base, self.adapter) if folder and Path(folder).is_dir()]
 
 
-def context_length(spec: ModelSpec) -> int | None:
-    """Tokens that the model was made for; None where its config does not say."""
+def limits(spec: ModelSpec) -> tuple[int | None, int | None]:
+    """Length of a text that the model was made for, and number of its tokens; None where its config does not say."""
     from transformers import AutoConfig
 
-    return getattr(AutoConfig.from_pretrained(spec.base).get_text_config(), "max_position_embeddings", None)
+    config = AutoConfig.from_pretrained(spec.base).get_text_config()
+    return getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
 
 
 def identity(spec: ModelSpec) -> dict[str, Any]:

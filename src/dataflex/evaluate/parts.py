@@ -80,7 +80,7 @@ class Parts:
     def generate(self, model: Any, prompter: Prompter, how: Generation, advance: Advance) -> None:
         path, identity = self._answers(how)
         prompts = [prompter.prompt(question) for question in self.questions]
-        generate_answers(model, prompter.tokenizer, prompts, how, path, identity, advance=advance)
+        generate_answers(model, prompter.tokenizer, prompts, prompter.stop_ids, how, path, identity, advance=advance)
 
     # verdicts of a judge
 

@@ -31,6 +31,13 @@ class Prompter:
         if template not in (PLAIN, CHAT):
             self._factory = _factory_template(tokenizer, template)
 
+    @property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end an answer: the tokenizer's own, and what the template says of LLaMA-Factory's."""
+        if self._factory is not None:
+            return sorted(self._factory.get_stop_token_ids(self.tokenizer))
+        return [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
+
     def prompt(self, question: Question) -> list[int]:
         """Tokens up to where the answer begins."""
         if self._template == PLAIN:
