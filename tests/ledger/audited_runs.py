@@ -23,8 +23,8 @@ from dataflex.ledger.findings import Finding
 from dataflex.ledger.ledger import Ledger
 from dataflex.ledger.lines import digest, seal
 from dataflex.train.measure import Measured
-from dataflex.train.rederive import rederive
 from dataflex.train.method import Method
+from dataflex.train.rederive import rederive
 
 sys.path.append(str(Path(__file__).parents[1] / "train"))
 from curated_runs import GEOMETRY, SCHEDULE, Run

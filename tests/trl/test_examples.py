@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ("trl/sft_delta_loss", "trl/sft_all_four", "trl/dpo_delta_loss", "hf/pretrain_from_scratch")
 
 
-@pytest.mark.parametrize("script", ["trl/sft_delta_loss", "trl/sft_all_four", "trl/dpo_delta_loss", "hf/pretrain_from_scratch"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_an_example_trains_and_leaves_a_record(tmp_path: Path, script: str) -> None:
     if "dpo" in script:
         found = subprocess.run([sys.executable, "-c", "from trl import DPOTrainer"], capture_output=True, text=True)
