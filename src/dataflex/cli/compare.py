@@ -20,6 +20,7 @@ from dataflex.cli.compare_plan import (
 )
 from dataflex.cli.plan import FORWARDS_PER_TRAINED_ROW
 from dataflex.core.errors import DataFlexError
+from dataflex.core.packages import drawing_package
 from dataflex.evaluate.compare import page, results, runs
 from dataflex.evaluate.compare.compute import Price, steps_within
 from dataflex.evaluate.compare.costs import read_cost
@@ -35,7 +36,7 @@ def compare(path: str) -> int:
         DataFlexError: a mistake in the plan, found before anything is started.
     """
     comparison = read_plan(path)
-    page.check_packages()
+    drawing_package()  # before anything is trained
     folder = Path(comparison.keys.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     lock.take(folder / ".compare.lock")

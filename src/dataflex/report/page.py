@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from dataflex.core.errors import ConfigError
+from dataflex.core.packages import drawing_package
 from dataflex.ledger.files import write_atomic
 from dataflex.report.content import Reader, fitting_pools_block
 from dataflex.report.pack import base64_text, compress
@@ -94,14 +95,7 @@ def own_script() -> str:
 @cache
 def bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, from the package that carries them."""
-    try:
-        import vl_convert
-    except ImportError as error:
-        raise ConfigError(
-            "the pictures need the package vl-convert-python, which is not installed; install it with "
-            "pip install 'dataflex[report]', or in a clone with pip install -e '.[report]'"
-        ) from error
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return drawing_package().javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 @cache

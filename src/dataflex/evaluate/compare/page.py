@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dataflex.core.errors import ConfigError
+from dataflex.core.packages import drawing_package
 from dataflex.evaluate.compare.results import METRICS, caution
 
 TITLES = {"steps": "Equal steps", "compute": "Equal compute"}
@@ -20,17 +20,6 @@ HEADERS = (
     *("method", "steps", "held-out loss", "exact match", "choosing, s", "training, s"),
     *("choosing, FLOPs", "training, FLOPs", "together"),
 )
-
-
-def check_packages() -> None:
-    """Raise when the package that draws is missing; asked before anything is trained."""
-    try:
-        import vl_convert  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "the pictures need the package vl-convert-python, which is not installed; install it with "
-            "pip install 'dataflex[report]', or in a clone with pip install -e '.[report]'"
-        ) from error
 
 
 def markdown(content: Mapping[str, Any]) -> str:
@@ -121,9 +110,7 @@ def _spec(title: str, values: list[dict[str, Any]], layers: list[dict[str, Any]]
 
 
 def _svg(spec: dict[str, Any]) -> str:
-    import vl_convert
-
-    return vl_convert.vegalite_to_svg(spec)
+    return drawing_package().vegalite_to_svg(spec)
 
 
 def _rows(section: Mapping[str, Any]) -> list[tuple[str, ...]]:
