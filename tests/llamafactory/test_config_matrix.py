@@ -123,7 +123,7 @@ def test_with_other_keys_it_runs(guide_config: dict, tmp_path: Path, changes: di
         ({"stage": "kto"}, "toy"),
         ({"stage": "dpo", "log_source_loss": True}, "log_source_loss"),
         ({"stage": "bogus"}, "stage"),
-        ({"train_type": "dynamic_mix"}, "not served yet"),
+        ({"train_type": "dynamic_mix"}, "is not among the mixers"),
         ({"update_step": 0}, "update_step is 0"),
         ({"update_step": 99}, "quota of 99 samples"),
         ({"dataset": "nonexistent"}, "nonexistent"),

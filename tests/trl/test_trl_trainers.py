@@ -160,7 +160,7 @@ def test_a_mixin_serves_as_well_as_the_function(tmp_path: Path) -> None:
         pass
 
     assert issubclass(dynamic(Trainer), DynamicDataMixin)
-    with pytest.raises(ConfigError, match="a selector and a schedule are needed"):
+    with pytest.raises(ConfigError, match="and a schedule are needed"):
         Mine(model=None, args=None)
 
 
