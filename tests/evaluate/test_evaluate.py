@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -277,6 +278,43 @@ def test_a_killed_evaluation_goes_on_and_says_the_same(config, tmp_path: Path) -
     assert part.read_bytes().startswith(kept), "finished answers are not written again"
     assert (tmp_path / "cut" / "parts" / "tiny" / "qa.losses.json").stat().st_mtime_ns == losses
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+
+
+def test_an_evaluation_that_is_killed_at_any_write_goes_on_and_says_the_same(config, tmp_path: Path) -> None:
+    """SIGKILL before each file is synced or put in place, one after the other; then the command again."""
+    evaluate(config(output_dir=str(tmp_path / "whole")), tmp_path)
+    said = files_of(tmp_path / "whole")
+    for at in range(1, 100):
+        cut = config(output_dir=str(tmp_path / f"cut{at}"))
+        child = os.fork()
+        if child == 0:
+            kill_at(at)
+            evaluate(cut, tmp_path)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        evaluate(cut, tmp_path)
+        assert files_of(tmp_path / f"cut{at}") == said, f"killed before write {at}"
+    assert 15 < at < 99
+
+
+def kill_at(number: int) -> None:
+    """This process is killed at its ``number``-th sync or replacement of a file."""
+    seen = itertools.count(1)
+
+    def killing(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if next(seen) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("fsync", "replace"):
+        setattr(os, name, killing(getattr(os, name)))
 
 
 def test_what_is_there_needs_no_model(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
