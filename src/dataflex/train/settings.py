@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -134,8 +135,16 @@ def versions() -> dict[str, str]:
     """Versions that a result depends on."""
     found = {"dataflex": __version__}
     for package in ("numpy", "torch", "transformers", "accelerate", "peft", "trl", "llamafactory"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+        number = _installed(package)
+        if number is not None:
+            found[package] = number
     return found
+
+
+@functools.cache
+def _installed(package: str) -> str | None:
+    """Looked up once: it takes milliseconds, and a run asks several times."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
