@@ -32,7 +32,7 @@ from dataflex.train.method import Method
 from dataflex.train.metrics import metrics
 from dataflex.train.pool import Pool
 from dataflex.train.ranks import Ranks
-from dataflex.train.seen import Seen
+from dataflex.train.shown import Shown, under
 from dataflex.train.training import Training
 
 
@@ -79,14 +79,23 @@ class Curator:
         self.seed, self._ledger, self.ranks, self._versions = seed, ledger, ranks, dict(versions)
         self._measure, self._spot_check = measure, spot_check
         self._host_order, self._say, self._log = host_order, say, log
-        self._sources, self.domains, self._measure_domains, self.training = sources, domains, measure_domains, training
+        self._sources, self.domains, self.training = sources, domains, training
+        self._shown = Shown(
+            method=method,
+            num_rows=len(pool),
+            ranks=ranks,
+            ledger=ledger,
+            domains=domains,
+            measure_domains=measure_domains,
+            training=training,
+        )
         self._reset()
 
     def _reset(self) -> None:
         """As before the first step."""
         # What a checkpoint keeps, besides the step:
         self._state = initial_state(self.method, self.pool.info, self.domains)
-        self._seen = Seen(len(self.pool), self.domains)
+        self._shown.reset()
         self._times_trained_N = np.zeros(len(self.pool), dtype=np.int32)
         self._scorable_N = self.pool.info.trainable_N.copy()
         self._seconds = {"choosing": 0.0, "running": 0.0}
@@ -136,8 +145,8 @@ class Curator:
     def _decide(self, segment: Segment) -> np.ndarray:
         began = time.perf_counter()
         progress, method = self.plan.progress(segment), self.method
-        self._take_seen()
-        finished = self._finish_segment(segment)
+        self._shown.take()
+        finished = self._shown.finish_segment(segment)
         names = sorted(frozenset() if method.follows_host else method.needs_at(progress))
         signals: dict[str, np.ndarray] = {}
         scoring: dict[str, Any] = {}
@@ -147,7 +156,7 @@ class Curator:
             if name == "times_trained":
                 signals[name] = self._times_trained_N.copy()
             elif name == "training_loss":
-                signals[name] = self._seen.board.last_losses_N
+                signals[name] = self._shown.last_losses_N
             elif name in kept:
                 scoring = {"source": "ledger", "num_rows": 0, "num_tokens": 0, "seconds": 0.0}
                 if self.ranks.is_main:
@@ -244,7 +253,7 @@ class Curator:
             self.method,
             decision,
             domains=self.domains,
-            domain_signals=self._domain_signals(progress, finished),
+            domain_signals=self._shown.domain_signals(progress, finished),
             seed=self.seed,
             warnings=warnings,
             scoring=scoring,
@@ -269,7 +278,7 @@ class Curator:
     ) -> Situation:
         return Situation(
             signals=signals,
-            domain_signals=self._domain_signals(progress, finished),
+            domain_signals=self._shown.domain_signals(progress, finished),
             scorable_N=self._scorable_N,
             times_trained_N=self._times_trained_N,
             pool=self.pool.info,
@@ -278,51 +287,7 @@ class Curator:
             seed=self.seed,
         )
 
-    # what training shows
-
-    def _domain_signals(self, progress: Progress, finished: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """What the mixer asks for, one number a domain (rank 0)."""
-        found: dict[str, np.ndarray] = {}
-        for name in sorted(self.method.domain_needs_at(progress)):
-            if name == "domain_loss":
-                assert self.domains is not None
-                losses = finished.get("domain_losses", {})
-                found[name] = np.array([losses.get(domain, np.nan) for domain in self.domains.info.names])
-            else:
-                assert self._measure_domains is not None
-                found[name] = self._measure_domains(name)
-        return found
-
-    def _take_seen(self) -> None:
-        """Bring what was trained since the last call to rank 0 (collective)."""
-        if self.training is not None:
-            entries = self.training.drain()
-            if self.ranks.is_main:
-                self._seen.take(entries)
-
-    def _finish_segment(self, segment: Segment | None) -> dict[str, Any]:
-        """Record what training showed of the segment that was trained, and begin another (rank 0; {} elsewhere).
-
-        Args:
-            segment: the one that comes next; None at the end of the run.
-        """
-        if self.training is None:
-            return {}
-        weights = self.training.weight_statistics()
-        if not self.ranks.is_main:
-            return {}
-        before = self._ledger.segments()
-        number = max(before, default=-1) if segment is None else segment.index - 1
-        finished = {**self._seen.finished(), **({"weights": weights} if weights else {})}
-        line = before.get(number)
-        if line is None:
-            return finished
-        said = {"kind": "trained", "segment": number, "start": line["start"], "stop": line["stop"], **finished}
-        # After a resume at this very step it was said before.
-        known = [old for old in self._ledger.lines() if old["kind"] == "trained" and old["segment"] == number]
-        if not known or any(known[-1].get(key) != value for key, value in said.items()):
-            self._ledger.note(said)
-        return finished
+    # mixers that learn by step
 
     def after_step(self) -> None:
         """Take in what the optimizer step showed that is done, where the mixer learns by step (collective)."""
@@ -381,8 +346,7 @@ class Curator:
         restored = self.ranks.from_main(lambda: self._begin(run, rows, overwrite=overwrite, checkpoint=checkpoint))
         if restored:  # what every rank needs of it
             self._state |= {name: values for name, values in restored.items() if name.startswith(MIX)}
-            if self.training is not None:
-                self.training.load_arrays(_under("training.", restored))
+            self._shown.load_on_all(restored)
 
     def _begin(
         self, run: Mapping[str, Any], rows: Mapping[str, Any], *, overwrite: bool, checkpoint: str | None
@@ -436,8 +400,8 @@ class Curator:
 
         Early stopping may leave the last segment's rest untrained.
         """
-        self._take_seen()
-        self._finish_segment(None)
+        self._shown.take()
+        self._shown.finish_segment(None)
         self.ranks.from_main(lambda: self._end(step, best_checkpoint))
 
     def _end(self, step: int, best_checkpoint: str | None) -> None:
@@ -467,18 +431,15 @@ class Curator:
 
     def save(self, checkpoint: Path, step: int, fingerprint: Mapping[str, Any]) -> None:
         """Write the state that a resume needs into a checkpoint folder (atomic)."""
-        self._take_seen()
-        training = self.training.state_arrays() if self.training is not None else {}
-        self.ranks.from_main(lambda: self._save(checkpoint, step, fingerprint, training))
+        shown = self._shown.arrays()
+        self.ranks.from_main(lambda: self._save(checkpoint, step, fingerprint, shown))
 
     def _save(
-        self, checkpoint: Path, step: int, fingerprint: Mapping[str, Any], training: Mapping[str, np.ndarray]
+        self, checkpoint: Path, step: int, fingerprint: Mapping[str, Any], shown: Mapping[str, np.ndarray]
     ) -> None:
         arrays = {f"state.{name}": values for name, values in self._state.items()}
         arrays |= {"times_trained_N": self._times_trained_N, "scorable_N": self._scorable_N}
-        if self.training is not None:
-            arrays |= {f"seen.{name}": values for name, values in self._seen.arrays().items()}
-            arrays |= {f"training.{name}": values for name, values in training.items()}
+        arrays |= shown
         meta = {
             "step": step,
             "run_id": self._run_id,
@@ -490,7 +451,7 @@ class Curator:
         write_state(checkpoint, arrays, meta)
 
     def _restore(self, checkpoint: Path, fingerprint: Mapping[str, Any]) -> tuple[int, dict[str, np.ndarray]]:
-        """Take the state of a checkpoint: the step it was saved at, and what belongs to ``training`` (rank 0)."""
+        """Take the state of a checkpoint: the step it was saved at, and what every rank must have of it (rank 0)."""
         arrays, meta = read_state(checkpoint)
         expected = {"step", "run_id", "trained", "fingerprint", "world_size", "seconds"} <= meta.keys()
         if not expected or not {"times_trained_N", "scorable_N"} <= arrays.keys():
@@ -508,16 +469,7 @@ class Curator:
                 f"{checkpoint} {why_not}; resume from another checkpoint, or start anew with overwrite_output_dir: true"
             )
         self._run_id = meta["run_id"]
-        self._state = _under("state.", arrays)
+        self._state = under("state.", arrays)
         self._times_trained_N, self._scorable_N = arrays["times_trained_N"], arrays["scorable_N"]
         self._seconds = dict(meta["seconds"])
-        training: dict[str, np.ndarray] = {}
-        if self.training is not None:
-            self._seen.load(_under("seen.", arrays))
-            training = {name: values for name, values in arrays.items() if name.startswith("training.")}
-        return int(meta["step"]), training
-
-
-def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays whose names begin with a prefix, without it."""
-    return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+        return int(meta["step"]), self._shown.load(arrays)
