@@ -221,6 +221,8 @@ def test_the_numbers_are_those_of_lm_eval_on_the_same_file(
     part = json.loads((tmp_path / "out" / "parts" / "tiny" / "qa.losses.json").read_text())
     assert theirs["likely"]["perplexity,none"] == pytest.approx(np.exp(np.mean(part["loss_sums_N"])), rel=1e-5)
     assert theirs["likely"]["acc,none"] == np.mean(part["is_greedy_N"])
+    acc = theirs["chosen"]["acc,none"]
+    assert theirs["chosen"]["acc_stderr,none"] == pytest.approx(math.sqrt(acc * (1 - acc) / 29))
     # And what the verb reports of a task is what the harness reports when it is asked alone.
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM

@@ -105,7 +105,7 @@ class Session:
                 "task": self._asked.task_digests[task],
                 "limit": keys.task_limit,
                 "batch": keys.task_batch_size,
-                "seed": self._asked.bootstrap.seed,
+                "bootstrap": asdict(self._asked.bootstrap),
             }
         )
         return self._folder / "parts" / spec.name / f"task.{task.replace('/', '_')}.json", identity
@@ -161,7 +161,7 @@ class Session:
             include_path=keys.task_dir,
             batch_size=keys.task_batch_size,
             limit=keys.task_limit,
-            seed=self._asked.bootstrap.seed,
+            how=self._asked.bootstrap,
         )
         write_task(*self._task(spec, task), found)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dataflex.core.errors import ConfigError, did_you_mean, shown
 from dataflex.evaluate.identity import digest
+from dataflex.evaluate.intervals import Bootstrap
 
 
 def task_digests(names: Sequence[str], include_path: str | None) -> dict[str, str]:
@@ -47,9 +48,20 @@ def task_digests(names: Sequence[str], include_path: str | None) -> dict[str, st
 
 
 def run_task(
-    model: Any, tokenizer: Any, name: str, *, include_path: str | None, batch_size: int, limit: int | None, seed: int
+    model: Any,
+    tokenizer: Any,
+    name: str,
+    *,
+    include_path: str | None,
+    batch_size: int,
+    limit: int | None,
+    how: Bootstrap,
 ) -> dict[str, dict[str, float]]:
-    """Numbers of a task, or of each in a group, as the harness itself reports them, standard errors included."""
+    """Numbers of a task, or of each in a group, as the harness itself reports them, standard errors included.
+
+    Args:
+        how: its seed is that of the task's examples as well.
+    """
     import lm_eval
     from lm_eval.models import huggingface
 
@@ -61,15 +73,16 @@ def run_task(
         task_manager=_manager(include_path),
         limit=limit,
         log_samples=False,
-        bootstrap_iters=0,
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
+        bootstrap_iters=how.resamples,
+        random_seed=how.seed,
+        numpy_random_seed=how.seed,
+        torch_random_seed=how.seed,
+        fewshot_random_seed=how.seed,
         verbosity="ERROR",
     )
     return {
-        task: {metric: float(value) for metric, value in numbers.items() if isinstance(value, (int, float))}
+        # "metric,filter"; what has no filter, such as a number of rows, is none.
+        task: {name: float(value) for name, value in numbers.items() if "," in name and isinstance(value, (int, float))}
         for task, numbers in found["results"].items()
     }
 
