@@ -58,7 +58,8 @@ def curves(content: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, 
         if finished:
             start = content["start"][metric]
             values.append({"method": method, "step": 0, "value": start, "low": start, "high": start})
-    x = {"field": "step", "type": "quantitative", "title": "optimizer steps"}
+    whole = {"format": ",d", "tickMinStep": 1}
+    x = {"field": "step", "type": "quantitative", "title": "optimizer steps", "axis": whole}
     y = {"type": "quantitative", "title": METRICS[metric], "scale": {"zero": False}}
     color = {"field": "method", "type": "nominal", "sort": list(section["methods"]), "title": None}
     line = {"mark": {"type": "line", "point": True}, "encoding": {"x": x, "y": {**y, "field": "value"}, "color": color}}
@@ -102,6 +103,9 @@ def _spec(title: str, values: list[dict[str, Any]], layers: list[dict[str, Any]]
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "title": {"text": title, "anchor": "start"},
+        # A browser's font may be wider than the one that the picture was laid out with.
+        "padding": {"left": 24, "right": 24, "top": 6, "bottom": 6},
+        "config": {"legend": {"titleLimit": 0, "labelLimit": 0}, "axis": {"labelLimit": 260}},
         "width": 640,
         "height": height,
         "data": {"values": values},
