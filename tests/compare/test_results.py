@@ -88,6 +88,22 @@ def test_a_failed_run_is_told_and_its_seed_is_paired_with_nothing(runs):
     assert "<b>disk</b>" not in page.html(content(section))
 
 
+def test_one_row_more_in_every_seed_is_not_told_from_noise(runs):
+    exact = {"static": [0.1, 0.2, 0.3], "random": [0.1, 0.2, 0.3], "length": [0.1025, 0.2025, 0.3025]}
+    found = results.section(
+        {m: {i: run(1.0, exact=v) for i, v in enumerate(x)} for m, x in exact.items()}, "exact_match"
+    )
+    said = {(d["method"], d["baseline"]): d["sentence"] for d in found["differences"]}
+    assert said["length", "random"] == (
+        "length against random: exact match 0.0025 higher in each of 3 seeds; they show no spread, hence nothing "
+        "can be said of noise."
+    )
+    assert said["static", "random"].startswith("static against random: the same exact match in each of 3 seeds;")
+    assert all(d["p_holm"] is None for d in found["differences"])
+    assert "nothing can be told from noise" in page.markdown(content(found))
+    json.dumps(found, allow_nan=False)
+
+
 def test_one_seed_is_said_to_show_nothing(runs):
     one = {method: {0: seeds[0]} for method, seeds in runs.items()}
     section = results.section(one, "loss")
@@ -111,9 +127,7 @@ def test_the_table_holds_means_and_half_widths(runs):
     half = section["methods"]["length"]["loss"]["half_width"]
     expected = stats.t.ppf(0.975, 2) * stats.sem(LOSSES["length"])
     assert half == pytest.approx(expected)
-    assert f"| length | 10 | {sum(LOSSES['length']) / 3:.4f} ± {half:.4f} | 0.2500 ± 0.0000 |" in page.markdown(
-        content(section)
-    )
+    assert f"| length | 10 | {sum(LOSSES['length']) / 3:.4f} ± {half:.4f} | 0.2500 |" in page.markdown(content(section))
 
 
 def test_the_spend_stands_beside_the_aim(runs):

@@ -88,8 +88,11 @@ def sentence(method: str, baseline: str, interval: Interval, p_holm: float, num_
     how = "higher" if interval.mean > 0 else "lower"
     better = (interval.mean > 0) == (metric == "exact_match")
     head = f"{method} against {baseline}: {METRICS[metric]} {abs(interval.mean):.4f} {how}"
-    if math.isnan(interval.half_width):
+    if interval.num == 1:
         return f"{head} with the one seed that both have; nothing can be said of noise."
+    if math.isnan(interval.half_width):
+        head = head if interval.mean else f"{method} against {baseline}: the same {METRICS[metric]}"
+        return f"{head} in each of {interval.num} seeds; they show no spread, hence nothing can be said of noise."
     low, high = interval.mean - interval.half_width, interval.mean + interval.half_width
     head += f" (95% interval {low:+.4f} to {high:+.4f} over {interval.num} seeds)"
     if not interval.excludes_zero:
@@ -108,8 +111,11 @@ def sentence(method: str, baseline: str, interval: Interval, p_holm: float, num_
 
 def caution(num_seeds: int, widths: Sequence[float], num_comparisons: int) -> str:
     """What so many seeds can show at all."""
-    text = f"{num_comparisons} comparisons are made; p by Holm counts them all."
+    made = "1 comparison is made" if num_comparisons == 1 else f"{num_comparisons} comparisons are made"
+    text = f"{made}; p by Holm counts all that have a p."
     known = [width for width in widths if not math.isnan(width)]
+    if not known and num_seeds > 1:
+        return f"No pair has several seeds that differ: nothing can be told from noise. {text}"
     if not known:
         return f"With {num_seeds} seed nothing can be told from noise; name several seeds. {text}"
     few = f"{num_seeds} seeds see only large effects: " if num_seeds < FEW_SEEDS else f"{num_seeds} seeds were used: "

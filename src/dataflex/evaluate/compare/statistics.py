@@ -9,11 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 CONFIDENCE = 0.95
+SAME = 1e-9  # relative: values that differ by less differ by rounding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean over ``num`` seeds and the half-width of its t interval (NaN for one seed: nothing is known of noise)."""
+    """A mean over ``num`` seeds and the half-width of its t interval.
+
+    NaN for one seed, and for several that all give the same: they show no noise, and of it nothing is known then.
+    """
 
     mean: float
     half_width: float
@@ -28,8 +32,8 @@ class Interval:
 def t_interval(values_S: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Mean and t interval: ``mean ± t(S - 1) s / sqrt(S)``, with ``s`` the standard deviation over S - 1.
 
-    The p-value is that of the t test of a zero mean. Where all values are the same and not zero, the half-width is 0
-    and p is 0.
+    The p-value is that of the t test of a zero mean. Where all values are the same, half-width and p are NaN: a
+    share of few rows is a coarse number, seeds agree in it by chance, and a width of 0 would pass for certainty.
 
     Args:
         values_S: one finite value per seed, at least one.
@@ -38,11 +42,11 @@ def t_interval(values_S: Sequence[float], confidence: float = CONFIDENCE) -> Int
 
     values = np.asarray(values_S, dtype=np.float64)
     num, mean = len(values), float(values.mean())
-    if num < 2:
+    if num < 2 or np.ptp(values) <= SAME * np.abs(values).max():
         return Interval(mean=mean, half_width=math.nan, num=num)
     error = float(values.std(ddof=1)) / math.sqrt(num)
     half_width = float(t.ppf((1 + confidence) / 2, num - 1)) * error
-    p = float(2 * t.sf(abs(mean) / error, num - 1)) if error > 0 else float(mean == 0)
+    p = float(2 * t.sf(abs(mean) / error, num - 1))
     return Interval(mean=mean, half_width=half_width, num=num, p=p)
 
 
