@@ -110,7 +110,7 @@ def table_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             rows.append([name, f"loss of {source}", *cells])
     for task, by_model in results["tasks"].items():
         for metric in next(iter(by_model.values())):
-            if "_stderr" in metric or metric == "sample_len":
+            if "_stderr" in metric:
                 continue
             rows.append([task, metric, *(_task_cell(by_model[model], metric) for model in models)])
     return ["", "metric", *models], rows
