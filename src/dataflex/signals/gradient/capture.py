@@ -13,7 +13,7 @@ from torch import nn
 from dataflex.signals.gradient.weights import Weight, Weights
 
 
-class RowsUnknown(Exception):
+class UnknownRowsError(Exception):
     """A module saw positions of which it cannot be told whose rows they are (the tokens of an expert)."""
 
 
@@ -32,7 +32,7 @@ class Rows:
         """Values of all positions as (R, L, n), one row each; what is no row's position is 0.
 
         Raises:
-            RowsUnknown: these are not the batch's positions in their order.
+            UnknownRowsError: these are not the batch's positions in their order.
         """
         num_positions = self.shape[0] * self.shape[1]
         if values.dim() == 3 and tuple(values.shape[:2]) == self.shape:
@@ -42,7 +42,7 @@ class Rows:
         elif len(self) == 1:
             return values.reshape(1, -1, values.shape[-1])
         else:
-            raise RowsUnknown(f"shape {tuple(values.shape)} in a batch of shape {self.shape}")
+            raise UnknownRowsError(f"shape {tuple(values.shape)} in a batch of shape {self.shape}")
         if self.packed_RxL is None:
             return values_BxTxn
         padded_Txn = torch.cat([values_BxTxn[0], values_BxTxn.new_zeros(1, values_BxTxn.shape[-1])])
@@ -92,7 +92,7 @@ class Capture:
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
-        self.repeated = {weight.name for weight in weights.included if len(weight.modules) > 1}
+        self.repeated: set[str] = {weight.name for weight in weights.included if len(weight.modules) > 1}
         self._rows: Rows | None = None
         self._take: Callable[[Captured], None] = lambda captured: None
         self._parked: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}

@@ -10,7 +10,7 @@ import torch
 from dataflex.core.errors import DataFlexError
 from dataflex.signals.base import undisturbed
 from dataflex.signals.gradient.backward import logits_loss, loss_scale
-from dataflex.signals.gradient.capture import Captured, Rows, RowsUnknown
+from dataflex.signals.gradient.capture import Captured, Rows, UnknownRowsError
 from dataflex.signals.gradient.signal import GradientSignal, Source, mean_weights
 from dataflex.signals.gradient.weights import Weights
 from dataflex.signals.head import IGNORE_INDEX
@@ -20,7 +20,7 @@ from dataflex.signals.loss import with_positions
 TOLERANCE_FP32, TOLERANCE_HALF = 1e-3, 0.1
 
 
-def verify(source: Source, weights: Weights, sample_rows: np.ndarray) -> tuple[str, frozenset[str]]:
+def verify(source: Source, weights: Weights, sample_rows: np.ndarray) -> tuple[str, set[str]]:
     """Compare a few rows' gradients, alone and in one batch, with autograd's own.
 
     Needs as much memory as one step of training needs for its gradients.
@@ -32,15 +32,16 @@ def verify(source: Source, weights: Weights, sample_rows: np.ndarray) -> tuple[s
         DataFlexError: not even the gradients of one row are those of autograd.
     """
     if len(sample_rows) == 0:
-        return "there is no row to compare on", frozenset()
+        return "there is no row to compare on", set()
     tolerance = _tolerance(source)
-    repeated = frozenset(weight.name for weight in weights.included)
+    repeated = {weight.name for weight in weights.included}  # until it is known which are
+    shared = {weight.name for weight in weights.included if len(weight.modules) > 1}
     verdict = ""
     for number, row in enumerate(sample_rows.tolist()):
         reference = _autograd(source, weights, row)
         alone = _Compare(reference, row)
         signal = GradientSignal(source, weights, alone)
-        signal.capture.repeated |= repeated
+        signal.capture.repeated = repeated
         with signal.engaged(sample_rows):
             signal.measure(signal.prepare(np.array([row])))
         uses = signal.capture.num_uses
@@ -51,16 +52,16 @@ def verify(source: Source, weights: Weights, sample_rows: np.ndarray) -> tuple[s
                 "take a method that needs no gradients"
             )
         if number == 0:
-            repeated = frozenset(name for name, times in uses.items() if times > 1)
+            repeated = shared | {name for name, times in uses.items() if times > 1}
         if verdict or len(sample_rows) == 1:
             continue
         together = _Compare(reference, row)
         signal = GradientSignal(source, weights, together)
-        signal.capture.repeated |= repeated
+        signal.capture.repeated = repeated
         try:
             with signal.engaged(sample_rows):
                 signal.measure(signal.prepare(sample_rows))
-        except RowsUnknown as unknown:
+        except UnknownRowsError as unknown:
             verdict = f"a module sees positions of rows that cannot be told apart ({unknown})"
             continue
         if together.distance > tolerance:
