@@ -56,7 +56,8 @@ class RowStore:
             block = _digest(rows_R)
             self._done[block] = self._values_digest(rows_R)
             with open(self.directory / "blocks.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"rows": block, "values": self._done[block]}) + "\n")
+                # The line before may have been cut short by a kill.
+                file.write("\n" + json.dumps({"rows": block, "values": self._done[block]}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
