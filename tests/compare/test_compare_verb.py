@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dataflex.cli.compare import compare
+from dataflex.cli.compare import Session, compare
+from dataflex.cli.compare_plan import read_plan
 from dataflex.core.errors import ConfigError, DataFlexError, LedgerError
 from dataflex.evaluate.compare import runs
 
@@ -47,6 +49,13 @@ WRONG = {
     "unknown key of a component": ({"components": [{"component": "loss"}]}, "did you mean 'component_name'"),
     "the same name twice": ({"components": ["loss", "loss"]}, "two components are called 'loss'"),
     "a name that leads elsewhere": ({"components": [{"name": "../x", "component_name": "loss"}]}, "it names a folder"),
+    "seed below zero": ({"seeds": [1, -1]}, "each must be from 0 to 4294967295"),
+    "held out and trained": ({"held_out": {"dataset": "toy"}}, "'toy' is also trained on"),
+    "held-out file that is trained": ({"held_out": {"file": "data/toy.json"}}, "is also trained on"),
+    "no held-out rows": ({"held_out": {"dataset": "empty"}}, "is empty"),
+    "another model at the end": ({"overrides": {"load_best_model_at_end": True}}, "would replace it by another"),
+    "changed weights below": ({"overrides": {"pissa_init": True}}, "leave it out"),
+    "launcher with an open quote": ({"launcher": "srun 'x"}, "cannot be split into words"),
     "launcher": ({"launcher": "no-such-program --now"}, "no program that can be found"),
     "host key": ({"overrides": {"learning_rat": 1.0}}, "did you mean 'learning_rate'"),
     "stage": ({"overrides": {"stage": "dpo"}}, "stage sft"),
@@ -116,6 +125,72 @@ def test_another_plan_in_the_same_place_trains_again_and_keeps_what_was_there(pl
     Path("data/toy.json").write_text(Path("data/toy.json").read_text().replace("fox", "dog"))
     compare(write(plan(seeds=[1], overrides={"learning_rate": 1e-3})))
     assert "random, seed 1" in in_process  # other data under the same name
+
+
+@pytest.fixture
+def preset(tmp_path):
+    """Writes a components file of its own with a preset ``mine``."""
+
+    def write_preset(**params):
+        (tmp_path / "mine.yaml").write_text(json.dumps({"selectors": {"mine": {"name": "static", "params": params}}}))
+
+    (tmp_path / "scores.json").write_text("[1, 2, 3]")
+    write_preset(path="scores.json")
+    return write_preset
+
+
+def edit_mapping():
+    """The same rows, read from other columns."""
+    path = Path("data/dataset_info.json")
+    info = json.loads(path.read_text())
+    for entry in info.values():
+        entry["columns"] = {"prompt": "output", "response": "instruction"}
+    path.write_text(json.dumps(info))
+
+
+CHANGES = {
+    "nothing": (lambda preset, base: None, set()),
+    "the preset's parameters": (lambda preset, base: preset(path="scores.json", reuse="always"), {"mine"}),
+    "the file that it names": (lambda preset, base: Path("scores.json").write_text("[3, 2, 1]"), {"mine"}),
+    "how rows are read": (lambda preset, base: edit_mapping(), {"mine", "random", "held out"}),
+    "the template": (lambda preset, base: base.update(template="alpaca"), {"mine", "random", "held out"}),
+    "the adapter's weights": (lambda preset, base: Path("adapter/x").write_text("2"), {"mine", "random", "held out"}),
+    "the number of ranks": (lambda preset, base: os.environ.update(NPROC_PER_NODE="2"), {"mine", "random"}),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_whatever_determines_a_result_makes_it_another(case, plan, write, preset, monkeypatch):
+    """What is finished stands for what is asked for only as long as none of this has changed."""
+    monkeypatch.setenv("NPROC_PER_NODE", "1")
+    change, expected = CHANGES[case]
+    Path("adapter").mkdir()
+    Path("adapter/x").write_text("1")
+    whole = plan(components=["mine"])
+    whole["base"] |= {"components_cfg_file": "mine.yaml", "adapter_name_or_path": "adapter"}
+
+    def digests():
+        session = Session(read_plan(write(whole)), Path("out"))
+        of_runs = {m.label: session._make(m, 1, 7).digest for m in session._plan.methods}
+        return {**of_runs, "held out": session._held_out.digest}
+
+    before = digests()
+    change(preset, whole["base"])
+    after = digests()
+    changed = {name for name in ("mine", "random", "held out") if before[name] != after[name]}
+    assert changed == expected
+
+
+def test_a_model_that_was_removed_is_trained_again(plan, write, in_process):
+    assert compare(write(plan(seeds=[1]))) == 0
+    before = results("out")
+    shutil.rmtree("out/runs/random/seed-1/steps-7/model")
+    in_process.clear()
+    assert compare(write(plan(seeds=[1]))) == 0
+    assert in_process[0] == "random, seed 1"
+    assert without_seconds(results("out")["budgets"]["steps"]["differences"]) == without_seconds(
+        before["budgets"]["steps"]["differences"]
+    )
 
 
 def test_at_equal_compute_the_cheap_train_longer_and_all_spend_nearly_the_same(plan, write, in_process):

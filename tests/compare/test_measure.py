@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dataflex.evaluate.compare.measure import measure_model, num_weights
+from dataflex.evaluate.compare.measure import adapters_below, measure_model, num_weights
 
 VOCABULARY, QUESTION = 6, 3
 
@@ -82,3 +82,11 @@ def test_an_input_embedding_is_no_weight_that_is_multiplied_unless_it_is_the_hea
     tied = copy.deepcopy(model)
     tied.lm_head.weight = tied.model.embed_tokens.weight
     assert num_weights(tied) == sum(p.numel() for p in tied.parameters()) == total - VOCABULARY * 16
+
+
+@pytest.mark.parametrize(
+    ("given", "new", "expected"),
+    [(None, False, "c"), ("a", False, "c"), ("a", True, "a,c"), ("a, b", False, "a,c"), (["a", "b"], True, "a,b,c")],
+)
+def test_adapters_below_are_those_that_training_had_merged(given, new, expected):
+    assert adapters_below({"adapter_name_or_path": given, "create_new_adapter": new}, "c") == expected

@@ -9,22 +9,23 @@ from typing import Any
 
 from rich.console import Console
 
+from dataflex.cli.compare_inputs import held_out_inputs, run_inputs
 from dataflex.cli.compare_plan import (
     Comparison,
     Method,
-    held_out_files,
     measuring_config,
     passes_of,
     read_plan,
     sized,
 )
-from dataflex.cli.plan import FORWARDS_PER_TRAINED_ROW
+from dataflex.cli.plan import FORWARDS_PER_TRAINED_ROW, geometry_of
 from dataflex.core.errors import DataFlexError
 from dataflex.core.packages import drawing_package
 from dataflex.evaluate.compare import page, results, runs
 from dataflex.evaluate.compare.compute import Price, steps_within
 from dataflex.evaluate.compare.costs import read_cost
-from dataflex.evaluate.identity import file_digests, run_digest
+from dataflex.evaluate.identity import run_digest
+from dataflex.integrations import llamafactory
 from dataflex.ledger import lock
 from dataflex.ledger.files import write_atomic
 
@@ -52,12 +53,12 @@ class Session:
     def __init__(self, comparison: Comparison, folder: Path) -> None:
         self._plan, self._folder = comparison, folder
         self._console = Console(highlight=False, markup=False, soft_wrap=True)
-        self._inputs = file_digests(comparison.files)
-        held_out = held_out_files(comparison.base, comparison.held_out)
-        model = [file for file in comparison.files if file.is_dir()]
+        base, rows = comparison.base, comparison.held_out
         self._held_out = runs.HeldOut(
-            config=measuring_config(comparison, folder), inputs=file_digests([*held_out, *model])
+            config=measuring_config(comparison, folder), inputs=held_out_inputs(base, rows.dataset, rows.file)
         )
+        world_size = geometry_of(base, llamafactory.num_devices()).world_size
+        self._inputs = {m.label: run_inputs(base, m.parsed, world_size) for m in comparison.methods}
         self._forwards = FORWARDS_PER_TRAINED_ROW.get(str(comparison.base.get("finetuning_type", "lora")), 3.0)
         self._problems: list[str] = []
 
@@ -119,7 +120,7 @@ class Session:
     def _make(self, method: Method, seed: int, num_steps: int) -> runs.Run:
         folder = self._folder / "runs" / method.label / f"seed-{seed}" / f"steps-{num_steps}"
         config = {**sized(method, num_steps, self._plan.held_out.points), "seed": seed}
-        digest = run_digest(config, self._inputs)
+        digest = run_digest(config, self._inputs[method.label])
         if hasattr(method.parsed.deciding.selector, "cache_dir"):  # a run writes nothing outside its folder
             component = config.get("component", {})
             params = {"cache_dir": str(folder / "cache"), **component.get("params", {})}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dataflex.cli.compare_inputs import check_held_out
 from dataflex.cli.config import (
     OUR_KEYS,
     RunConfig,
@@ -22,6 +23,7 @@ from dataflex.cli.config import (
 from dataflex.cli.plan import check_first_quota, geometry_of, num_passes, pool_size, segment_plan
 from dataflex.cli.presets import PACKAGE_COMPONENTS
 from dataflex.core.errors import ConfigError, did_you_mean, shown
+from dataflex.ledger.files import write_atomic
 
 BUDGETS = ("steps", "compute", "both")
 METRICS = ("loss", "exact_match")
@@ -29,7 +31,15 @@ COMPONENT_KEYS = ("name", "component_name", "params")
 # Always compared: the method, what it is called in the tables, and its preset in the package's components file.
 ALWAYS = {"static": ("static", "static"), "random": ("random", "random"), "length": ("length", "longest")}
 # Of a base config; compare says these itself.
-SET_HERE = ("output_dir", "overwrite_output_dir", "seed", "train_step", "max_steps", "num_train_epochs")
+SET_HERE = (
+    *("output_dir", "overwrite_output_dir", "seed", "train_step", "max_steps", "num_train_epochs"),
+    "resume_from_checkpoint",
+)
+# Of a base config, and why no comparison can be made of it.
+REFUSED = {
+    "load_best_model_at_end": "the model of the last step is compared, and this would replace it by another",
+    "pissa_init": "its adapters lie on changed weights, without which a checkpoint cannot be measured",
+}
 # Of a config that trains and means nothing, or another thing, where rows are only measured.
 NOT_MEASURED = (
     "eval_dataset",
@@ -40,6 +50,10 @@ NOT_MEASURED = (
     "deepspeed",
     "fsdp",
     "num_samples",
+    "interleave_probs",
+    "mix_strategy",
+    "train_on_prompt",  # the question's tokens are no answer
+    "resume_from_checkpoint",
 )
 
 
@@ -79,6 +93,8 @@ class PlanKeys:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds is {shown(list(self.seeds))}; it must hold one or more different whole numbers")
+        if not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise ConfigError(f"seeds is {shown(list(self.seeds))}; each must be from 0 to {2**32 - 1}")
         if self.budget not in BUDGETS:
             hint = did_you_mean(self.budget, BUDGETS)
             raise ConfigError(f"budget is {shown(self.budget)}{hint}; it must be one of {', '.join(BUDGETS)}")
@@ -106,7 +122,6 @@ class Comparison:
     added: list[str]
     num_steps: int  # of each run at equal steps
     launcher: list[str]
-    files: list[Path]  # that the runs read
 
 
 def read_plan(path: str) -> Comparison:
@@ -123,7 +138,13 @@ def read_plan(path: str) -> Comparison:
     base = _base(keys)
     methods, added = _methods(base, keys)
     num_steps = _check(methods, base)
-    launcher = shlex.split(keys.launcher)
+    check_held_out(base, held_out.dataset, held_out.file)
+    try:
+        launcher = shlex.split(keys.launcher)
+    except ValueError as error:
+        raise ConfigError(
+            f"launcher {shown(keys.launcher)} cannot be split into words ({error}); correct it"
+        ) from error
     if launcher and shutil.which(launcher[0]) is None:
         raise ConfigError(f"launcher {shown(launcher[0])} is no program that can be found; correct it or leave it out")
     return Comparison(
@@ -134,7 +155,6 @@ def read_plan(path: str) -> Comparison:
         added=added,
         num_steps=num_steps,
         launcher=launcher,
-        files=_files(base, held_out),
     )
 
 
@@ -151,6 +171,9 @@ def _base(keys: PlanKeys) -> dict[str, Any]:
         raise ConfigError(f"train_type is {shown(base['train_type'])}; a comparison needs train_type: dynamic_select")
     if base.get("stage", "sft") != "sft":
         raise ConfigError(f"stage is {shown(base['stage'])}; compare measures held-out answers, which stage sft has")
+    for key, why in REFUSED.items():
+        if base.get(key):
+            raise ConfigError(f"{key} is set: {why}; leave it out")
     return base
 
 
@@ -246,38 +269,5 @@ def measuring_config(comparison: Comparison, folder: Path) -> dict[str, Any]:
     assert comparison.held_out.file is not None
     file = Path(comparison.held_out.file).resolve()
     info = {"held_out": {"file_name": str(file)}}
-    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    write_atomic(folder / "dataset_info.json", json.dumps(info).encode())
     return {**config, "dataset": "held_out", "dataset_dir": str(folder)}
-
-
-def held_out_files(base: Mapping[str, Any], held_out: HeldOutKeys) -> list[Path]:
-    """The files that hold the held-out rows."""
-    if held_out.file is not None:
-        return [Path(held_out.file)]
-    return _dataset_files(base, held_out.dataset)
-
-
-def _files(base: Mapping[str, Any], held_out: HeldOutKeys) -> list[Path]:
-    """The data and the model's folder, as far as they lie here; raises where the held-out rows are missing."""
-    for file in held_out_files(base, held_out):
-        if not file.is_file() or not file.stat().st_size:
-            raise ConfigError(
-                f"the held-out file {file} {'is empty' if file.is_file() else 'does not exist'}; correct it"
-            )
-    files = [file for file in _dataset_files(base, base.get("dataset")) if file.exists()]
-    model = Path(str(base.get("model_name_or_path", "")))
-    return [*files, *([model] if model.is_dir() else [])]
-
-
-def _dataset_files(base: Mapping[str, Any], names: Any) -> list[Path]:
-    directory = Path(str(base.get("dataset_dir", "data")))
-    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names or []
-    try:
-        info = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{directory / 'dataset_info.json'} cannot be read ({error}); correct dataset_dir") from error
-    for name in names:
-        if name not in info:
-            hint = did_you_mean(name, info)
-            raise ConfigError(f"data set {shown(name)}{hint} is not in {directory / 'dataset_info.json'}; correct it")
-    return [directory / str(info[name]["file_name"]) for name in names if "file_name" in info[name]]

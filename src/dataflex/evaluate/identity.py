@@ -21,11 +21,6 @@ def run_digest(config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     return digest({"config": named, "inputs": dict(inputs), "versions": versions()})
 
 
-def held_out_digest(inputs: Mapping[str, str]) -> str:
-    """The same of the held-out rows."""
-    return digest({"inputs": dict(inputs), "versions": versions()})
-
-
 def file_digests(paths: Iterable[Path]) -> dict[str, str]:
     """What stands for the content of each file; of a folder, of the files that lie directly in it."""
     found = {}

@@ -32,6 +32,17 @@ def num_weights(model: Any) -> int:
     return total if tied else total - embedding.weight.numel()
 
 
+def adapters_below(config: dict[str, Any], folder: str) -> str:
+    """The adapter of a checkpoint, after those that LLaMA-Factory had merged into the model before it was trained.
+
+    It trains the last of the adapters that it is given, or with ``create_new_adapter`` one on top of them all.
+    """
+    given = config.get("adapter_name_or_path") or []
+    given = given.split(",") if isinstance(given, str) else list(given)
+    merged = given if config.get("create_new_adapter") else given[:-1]
+    return ",".join([*(name.strip() for name in merged), folder])
+
+
 def measure_checkpoints(spec: dict[str, Any]) -> None:
     """Measure each checkpoint of ``spec`` that has no result yet.
 
@@ -52,7 +63,11 @@ def measure_checkpoints(spec: dict[str, Any]) -> None:
         config = dict(spec["config"])
         if folder is not None:
             is_adapter = (Path(folder) / "adapter_config.json").is_file()
-            config["adapter_name_or_path" if is_adapter else "model_name_or_path"] = folder
+            config |= (
+                {"adapter_name_or_path": adapters_below(config, folder)}
+                if is_adapter
+                else {"model_name_or_path": folder}
+            )
         model_args, data_args, training_args, finetuning_args, _ = get_train_args(config)
         tokenizer_module = load_tokenizer(model_args)
         tokenizer = tokenizer_module["tokenizer"]

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.core.errors import LedgerError
-from dataflex.evaluate.identity import held_out_digest
+from dataflex.evaluate.identity import run_digest
 from dataflex.ledger import lock
 from dataflex.ledger.files import write_atomic
-from dataflex.ledger.ledger import LOCK_FILE
+from dataflex.ledger.ledger import LOCK_FILE, Ledger
 
 PARENT_DIED = 1  # PR_SET_PDEATHSIG of prctl(2)
 PATIENCE_S = 30.0  # for a run that a killed comparison left, which ends with it
@@ -46,7 +46,9 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        return _read(self.folder / "finished.json").get("digest") == self.digest
+        # Who removed the model, to have it trained again, need not know of the other file.
+        is_there = Ledger(self.model).exists()
+        return is_there and _read(self.folder / "finished.json").get("digest") == self.digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class HeldOut:
 
     @property
     def digest(self) -> str:
-        return held_out_digest(self.inputs)
+        return run_digest(self.config, self.inputs)
 
 
 def train(run: Run, launcher: Sequence[str]) -> str | None:
