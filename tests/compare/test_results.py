@@ -147,6 +147,29 @@ def test_the_curves_begin_at_the_common_start_and_have_means_of_the_seeds(runs):
     assert not any(math.isnan(v["low"]) for v in found)
 
 
+def test_bars_at_the_same_step_do_not_hide_each_other(runs):
+    section = results.section(runs, "loss")
+    values = page.curves(content(section), section)["data"]["values"]
+    for step in (5, 10):
+        places = [v["at"] for v in values if v["step"] == step]
+        assert len(set(places)) == len(LOSSES)
+        assert all(abs(place - step) < 0.2 for place in places)
+
+
+def test_a_problem_is_told_once(runs):
+    problem = "length, seed 0 failed (exit code 2): the disk is full; the whole log: x"
+    runs["length"][0] = {"problem": problem}
+    text = page.markdown(content(results.section(runs, "loss")))
+    assert text.count("length, seed 0") == 1
+    assert f"- {problem}." in text
+
+
+def test_a_comparison_in_which_everything_failed_is_written_all_the_same(runs):
+    section = results.section({m: {s: {"problem": f"{m} failed"} for s in range(3)} for m in runs}, "loss")
+    assert "| length | failed |" in page.markdown(content(section))
+    assert "length failed." in page.html(content(section))
+
+
 def test_the_page_runs_nothing_and_asks_nobody(runs):
     text = page.html(content(results.section(runs, "loss")))
 

@@ -12,10 +12,12 @@ from dataflex.evaluate.compare.results import METRICS, caution
 
 TITLES = {"steps": "Equal steps", "compute": "Equal compute"}
 STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222;background:#fff}"
     "table{border-collapse:collapse;margin:1em 0;font-size:14px}th,td{padding:.3em .7em;border-bottom:1px solid #ddd;"
-    "text-align:right}th:first-child,td:first-child{text-align:left}svg{max-width:100%;height:auto}"
+    "text-align:right}td{white-space:nowrap}th:first-child,td:first-child{text-align:left}li{overflow-wrap:anywhere}"
+    ".wide{overflow-x:auto}svg{max-width:100%;min-width:600px;height:auto}"  # a narrow window scrolls them alone
 )
+BESIDE = 0.006  # of the run's length
 HEADERS = (
     *("method", "steps", "held-out loss", "exact match", "choosing, s", "training, s"),
     *("choosing, FLOPs", "training, FLOPs", "together"),
@@ -36,10 +38,11 @@ def html(content: Mapping[str, Any]) -> str:
     parts = ["<h1>Comparison</h1>", _paragraph(_opening(content))]
     for budget, section in content["budgets"].items():
         parts += [f"<h2>{TITLES[budget]}</h2>", _paragraph(_aim(section)), _html_table(section)]
-        parts += [_svg(curves(content, section)), _svg(forest(content, section))]
+        parts += [_wide(_svg(curves(content, section))), _wide(_svg(forest(content, section)))]
         parts += ["<ul>", *(f"<li>{markup.escape(s)}</li>" for s in _sentences(content, section)), "</ul>"]
     body = "\n".join([*parts, _paragraph(_closing(content))])
-    head = f'<meta charset="utf-8"><title>Comparison</title><style>{STYLE}</style>'
+    viewport = '<meta name="viewport" content="width=device-width,initial-scale=1">'
+    head = f'<meta charset="utf-8">{viewport}<title>Comparison</title><style>{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
 
@@ -58,10 +61,14 @@ def curves(content: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, 
         if finished:
             start = content["start"][metric]
             values.append({"method": method, "step": 0, "value": start, "low": start, "high": start})
+    methods, last = list(section["methods"]), max((value["step"] for value in values), default=0)
+    for value in values:  # bars of several methods at the same step stand beside each other
+        place = methods.index(value["method"]) - (len(methods) - 1) / 2
+        value["at"] = value["step"] + (place * BESIDE * last if value["step"] else 0)
     whole = {"format": ",d", "tickMinStep": 1}
-    x = {"field": "step", "type": "quantitative", "title": "optimizer steps", "axis": whole}
+    x = {"field": "at", "type": "quantitative", "title": "optimizer steps", "axis": whole}
     y = {"type": "quantitative", "title": METRICS[metric], "scale": {"zero": False}}
-    color = {"field": "method", "type": "nominal", "sort": list(section["methods"]), "title": None}
+    color = {"field": "method", "type": "nominal", "sort": methods, "title": None}
     line = {"mark": {"type": "line", "point": True}, "encoding": {"x": x, "y": {**y, "field": "value"}, "color": color}}
     band = {
         "mark": {"type": "rule", "opacity": 0.7},
@@ -85,7 +92,7 @@ def forest(content: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, 
     ]
     y = {"field": "pair", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 300}}
     title = f"difference in {METRICS[content['metric']]}, paired by seed"
-    x = {"type": "quantitative", "title": title}
+    x = {"type": "quantitative", "title": title, "axis": {"tickCount": 8, "labelFlush": False}}
     scale = {"domain": ["yes", "no"], "range": ["#1f6fb4", "#999999"]}
     color = {"field": "told", "type": "nominal", "scale": scale, "title": "told from noise (Holm)"}
     zero = {"mark": {"type": "rule", "strokeDash": [4, 3], "color": "#555"}, "encoding": {"x": {"datum": 0}}}
@@ -147,7 +154,11 @@ def _markdown_table(section: Mapping[str, Any]) -> str:
 def _html_table(section: Mapping[str, Any]) -> str:
     head = "".join(f"<th>{name}</th>" for name in HEADERS)
     body = ("".join(f"<td>{markup.escape(cell)}</td>" for cell in cells) for cells in _rows(section))
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{cells}</tr>' for cells in body)}</table>"
+    return _wide(f"<table><tr>{head}</tr>{''.join(f'<tr>{cells}</tr>' for cells in body)}</table>")
+
+
+def _wide(element: str) -> str:
+    return f'<div class="wide">{element}</div>'
 
 
 def _opening(content: Mapping[str, Any]) -> str:
@@ -173,11 +184,7 @@ def _aim(section: Mapping[str, Any]) -> str:
 def _sentences(content: Mapping[str, Any], section: Mapping[str, Any]) -> list[str]:
     found = section["differences"]
     widths = [math.nan if d["half_width"] is None else d["half_width"] for d in found]
-    failed = [
-        f"{method}, seed {seed} failed: {row['runs'][str(seed)]['problem']}."
-        for method, row in section["methods"].items()
-        for seed in row["failed"]
-    ]
+    failed = [f"{row['runs'][str(seed)]['problem']}." for row in section["methods"].values() for seed in row["failed"]]
     return [*(d["sentence"] for d in found), caution(len(content["seeds"]), widths, len(found)), *failed]
 
 
