@@ -180,17 +180,17 @@ def test_half_precision_by_autocast_is_near() -> None:
 def test_experts_kept_as_modules_are_measured_a_row_at_a_time() -> None:
     model = moe()
     weights = trainable_weights(model)
-    verdict, repeated = verify(source_of(model, ROWS), weights, np.array([1, 3]))
-    assert "cannot be told apart" in verdict
-    assert not repeated
+    verdict = verify(source_of(model, ROWS), weights, np.array([1, 3]))
+    assert "cannot be told apart" in verdict.why_single
+    assert not verdict.repeated
     assert compared(model, batch_tokens=1) < CLOSE
 
 
 def test_rows_of_an_ordinary_model_may_be_batched_and_modules_called_twice_are_found() -> None:
     model = with_shared_weights()
-    verdict, repeated = verify(source_of(model, ROWS), trainable_weights(model), np.array([1, 3]))
-    assert verdict == ""
-    assert repeated == {"model.layers.0.self_attn.o_proj.weight", "model.layers.0.mlp.up_proj.weight"}
+    verdict = verify(source_of(model, ROWS), trainable_weights(model), np.array([1, 3]))
+    assert verdict.why_single == ""
+    assert verdict.repeated == {"model.layers.0.self_attn.o_proj.weight", "model.layers.0.mlp.up_proj.weight"}
 
 
 def test_a_weight_used_outside_of_its_module_is_refused() -> None:

@@ -49,17 +49,11 @@ class GradientSignal:
     interact. Rows are batched as the loss signal batches them, by the same two ways.
     """
 
-    def __init__(self, source: Source, weights: Weights, engine: Engine) -> None:
+    def __init__(self, source: Source, weights: Weights, engine: Engine, *, like: GradientSignal | None = None) -> None:
         self.model, self.num_columns = source.model, engine.num_columns
         self._source, self._weights, self._engine = source, weights, engine
-        self._loss = LossSignal(
-            model=source.model,
-            features=source.features,
-            collate=source.collate,
-            to_device=source.to_device,
-            autocast=source.autocast,
-            row_labels=source.row_labels,
-        )
+        # Of another signal of the same source, so that its two ways to make a batch are compared once.
+        self._loss = like._loss if like is not None else _loss_signal(source)
         self.capture = Capture(weights)
         self._scale = loss_scale(source.model, source.autocast)
         self._head: MeanLossHead | None = None
@@ -142,6 +136,17 @@ class GradientSignal:
             return loss
         with_positions(inputs)
         return logits_loss(forward().logits, labels_BxT, weights_BxT)
+
+
+def _loss_signal(source: Source) -> LossSignal:
+    return LossSignal(
+        model=source.model,
+        features=source.features,
+        collate=source.collate,
+        to_device=source.to_device,
+        autocast=source.autocast,
+        row_labels=source.row_labels,
+    )
 
 
 def mean_weights(labels_BxT: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:

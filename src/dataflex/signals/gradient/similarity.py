@@ -20,7 +20,7 @@ from dataflex.signals.gradient.moments import Adam
 from dataflex.signals.gradient.signal import GradientSignal, Source
 from dataflex.signals.gradient.store import Parts
 from dataflex.signals.gradient.targets import GroupVectors, TargetGroups
-from dataflex.signals.gradient.verify import verify
+from dataflex.signals.gradient.verify import Verdict, verify
 from dataflex.signals.gradient.weights import Weights
 from dataflex.signals.loss import rows_to_check
 from dataflex.signals.sweep import Collective, sweep
@@ -53,12 +53,14 @@ def target_groups(
     device: torch.device,
     batch_tokens: int | None = None,
     dtype: torch.dtype = torch.float32,
+    verdict: Verdict | None = None,
 ) -> TargetGroups:
     """One vector a group from all target rows of a source; each rank makes its own, without the others.
 
     Args:
         groups_M: group of each target row, 0 .. G-1.
         dtype: of the vectors.
+        verdict: of ``verify``; None: it is asked now.
 
     Raises:
         ConfigError: a target row without gradient, a group without rows.
@@ -67,14 +69,15 @@ def target_groups(
     engine = GroupVectors(weights, groups_M, dtype)
     signal = GradientSignal(source, weights, engine)
     sample = rows_to_check(lengths_M, rows_M)
-    verdict, signal.capture.repeated = verify(source, weights, sample)
+    verdict = verdict or verify(source, weights, sample)
+    signal.capture.repeated = set(verdict.repeated)
     with signal.engaged(sample):
         result = sweep(
             signal,
             lengths_M,
             rows_M,
             ranks=Collective(device=device),
-            batch_tokens=ONE_ROW if verdict else batch_tokens,
+            batch_tokens=ONE_ROW if verdict.why_single else batch_tokens,
         )
     return engine.result(result.values_NxC[:, 0])
 
@@ -91,6 +94,7 @@ def similarities(
     ranks: Collective,
     place: Place,
     batch_tokens: int | None = None,
+    verdict: Verdict | None = None,
     advance: Callable[[int], object] = lambda num_tokens: None,
 ) -> Similarities:
     """Measure ``rows`` against the target groups; collective.
@@ -103,6 +107,7 @@ def similarities(
         adam: moments, or None for plain gradients.
         engine: ``exact``, or ``ghost`` where the gradients of one weight would not fit (full fine-tuning).
         place: its key is that of ``pass_key``, and what the rows and the targets are.
+        verdict: of ``verify``, the same on all ranks; None: it is asked now.
 
     Raises:
         DataFlexError: gradients of this model cannot be taken a sample at a time; a row does not fit into memory.
@@ -117,14 +122,14 @@ def similarities(
         return {"similarities": np.where(norms_R > 0, cosines_RxG, np.nan), "norms": norms_R}
 
     arrays, verdict, cost = _pass(
-        source, weights, worker, lengths_N, rows, parts, split, ranks, place, batch_tokens, advance
+        source, weights, worker, lengths_N, rows, parts, split, ranks, place, batch_tokens, verdict, advance
     )
     return Similarities(
         similarities_NxG=_on_every_rank(ranks, arrays, "similarities", lengths_N, rows, targets.num_groups),
         norms_N=_on_every_rank(ranks, arrays, "norms", lengths_N, rows, 1)[:, 0],
         normalised=worker.normalises,
         left_out=weights.left_out,
-        why_single=verdict,
+        why_single=verdict.why_single,
         cost=cost,
     )
 
@@ -142,6 +147,7 @@ def factorised_similarities(
     ranks: Collective,
     place: Place,
     batch_tokens: int | None = None,
+    verdict: Verdict | None = None,
     advance: Callable[[int], object] = lambda num_tokens: None,
 ) -> Similarities:
     """``similarities`` by projected features, which stay at ``place`` for other targets: its key must not name any.
@@ -159,7 +165,7 @@ def factorised_similarities(
 
     place = Place(directory=place.directory, key={**place.key, "projection": f"rank {rank}, seed {seed}"})
     arrays, verdict, cost = _pass(
-        source, weights, worker, lengths_N, rows, parts, split, ranks, place, batch_tokens, advance
+        source, weights, worker, lengths_N, rows, parts, split, ranks, place, batch_tokens, verdict, advance
     )
     if arrays is not None:
         group_GxF, constant_G = worker.group_features(targets, adam, weights)
@@ -174,7 +180,7 @@ def factorised_similarities(
         norms_N=_on_every_rank(ranks, arrays, "norms", lengths_N, rows, 1)[:, 0],
         normalised=adam is None,
         left_out=weights.left_out,
-        why_single=verdict,
+        why_single=verdict.why_single,
         cost=cost,
     )
 
@@ -202,20 +208,21 @@ def _pass(
     ranks: Collective,
     place: Place,
     batch_tokens: int | None,
+    verdict: Verdict | None,
     advance: Callable[[int], object],
-) -> tuple[Mapping[str, np.ndarray] | None, str, dict[str, Any]]:
-    """The arrays (on the first rank), why rows were measured one at a time, and the cost."""
+) -> tuple[Mapping[str, np.ndarray] | None, Verdict, dict[str, Any]]:
+    """The arrays (on the first rank), how rows were measured, and the cost."""
     started = time.perf_counter()
     sample = rows_to_check(lengths_N, rows)
     signal = GradientSignal(source, weights, worker)
     failure: Exception | None = None
-    verdict = ""
     try:
-        verdict, signal.capture.repeated = verify(source, weights, sample)
+        verdict = verdict or verify(source, weights, sample)
     except Exception as error:
-        failure = error
+        failure, verdict = error, Verdict()
     ranks.raise_together(failure)
-    single = bool(ranks.gather(torch.tensor([bool(verdict)])).any())  # one way on all ranks
+    signal.capture.repeated = set(verdict.repeated)
+    single = bool(ranks.gather(torch.tensor([bool(verdict.why_single)])).any())  # one way on all ranks
     with signal.engaged(sample):
         arrays, cost = collect(
             signal,

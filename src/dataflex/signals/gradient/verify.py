@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,83 +21,86 @@ from dataflex.signals.loss import with_positions
 TOLERANCE_FP32, TOLERANCE_HALF = 1e-3, 0.1
 
 
-def verify(source: Source, weights: Weights, sample_rows: np.ndarray) -> tuple[str, set[str]]:
-    """Compare a few rows' gradients, alone and in one batch, with autograd's own.
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How rows of a model may be measured; holds for all rows of the same kind, as long as the model is built alike."""
 
-    Needs as much memory as one step of training needs for its gradients.
+    why_single: str = ""  # why one at a time; "" in batches
+    repeated: frozenset[str] = frozenset()  # weights that a forward uses more than once
 
-    Returns:
-        Why rows have to be measured one at a time, "" if in batches; and the weights that are used more than once.
+
+def verify(source: Source, weights: Weights, sample_rows: np.ndarray) -> Verdict:
+    """Compare two rows' gradients, one of them alone and both in one batch, with autograd's own.
+
+    Needs as much memory as two rows' gradients.
 
     Raises:
         DataFlexError: not even the gradients of one row are those of autograd.
     """
     if len(sample_rows) == 0:
-        return "there is no row to compare on", set()
+        return Verdict(why_single="there is no row to compare on")
     tolerance = _tolerance(source)
-    repeated = {weight.name for weight in weights.included}  # until it is known which are
+    references = {row: _autograd(source, weights, row) for row in sample_rows.tolist()}
+    alone = _Compare(references)
+    signal = GradientSignal(source, weights, alone)
+    signal.capture.repeated = {weight.name for weight in weights.included}  # until it is known which are
+    with signal.engaged(sample_rows):
+        signal.measure(signal.prepare(sample_rows[:1]))
+    if alone.distance > tolerance:
+        raise DataFlexError(
+            f"the gradient of {alone.worst} cannot be taken a sample at a time: what its module sees gives another "
+            f"one than autograd, by {alone.distance:.2g} of its norm; leave it out of the trained modules, or "
+            "take a method that needs no gradients"
+        )
     shared = {weight.name for weight in weights.included if len(weight.modules) > 1}
-    verdict = ""
-    for number, row in enumerate(sample_rows.tolist()):
-        reference = _autograd(source, weights, row)
-        alone = _Compare(reference, row)
-        signal = GradientSignal(source, weights, alone)
-        signal.capture.repeated = repeated
+    repeated = frozenset(shared | {name for name, times in signal.capture.num_uses.items() if times > 1})
+    together = _Compare(references)
+    signal = GradientSignal(source, weights, together, like=signal)
+    signal.capture.repeated = set(repeated)
+    why = ""
+    try:
         with signal.engaged(sample_rows):
-            signal.measure(signal.prepare(np.array([row])))
-        uses = signal.capture.num_uses
-        if alone.distance > tolerance:
-            raise DataFlexError(
-                f"the gradient of {alone.worst} cannot be taken a sample at a time: what its module sees gives another "
-                f"one than autograd, by {alone.distance:.2g} of its norm; leave it out of the trained modules, or "
-                "take a method that needs no gradients"
-            )
-        if number == 0:
-            repeated = shared | {name for name, times in uses.items() if times > 1}
-        if verdict or len(sample_rows) == 1:
-            continue
-        together = _Compare(reference, row)
-        signal = GradientSignal(source, weights, together)
-        signal.capture.repeated = repeated
-        try:
-            with signal.engaged(sample_rows):
-                signal.measure(signal.prepare(sample_rows))
-        except UnknownRowsError as unknown:
-            verdict = f"a module sees positions of rows that cannot be told apart ({unknown})"
-            continue
+            signal.measure(signal.prepare(sample_rows))
+    except UnknownRowsError as unknown:
+        why = f"a module sees positions of rows that cannot be told apart ({unknown})"
+    else:
         if together.distance > tolerance:
-            verdict = f"in a batch the gradient of {together.worst} differs by {together.distance:.2g} of its norm"
-    return verdict, repeated
+            why = f"in a batch the gradient of {together.worst} differs by {together.distance:.2g} of its norm"
+    return Verdict(why_single=why, repeated=repeated)
 
 
 class _Compare:
-    """An engine that measures how far one row's gradients are from a reference, and keeps nothing else."""
+    """An engine that measures how far rows' gradients are from references, and keeps nothing else."""
 
     num_columns = 1
 
-    def __init__(self, reference: dict[str, torch.Tensor], row: int) -> None:
-        self._reference, self._row = reference, row
-        self._squares: dict[str, float] = {}
-        self._norm = sum(float(gradient.double().square().sum()) for gradient in reference.values()) ** 0.5
+    def __init__(self, references: dict[int, dict[str, torch.Tensor]]) -> None:
+        self._references = references
+        self._squares: dict[tuple[int, str], float] = {}
 
     @property
     def distance(self) -> float:
-        """In units of the reference's norm; infinite where it is not a number."""
-        apart = sum(self._squares.values()) ** 0.5 / max(self._norm, 1e-30)
-        return apart if np.isfinite(apart) else float("inf")
+        """Of the worst row, in units of its reference's norm; infinite where it is not a number."""
+        worst = 0.0
+        for row in {row for row, _ in self._squares}:
+            norm = sum(float(gradient.double().square().sum()) for gradient in self._references[row].values()) ** 0.5
+            apart = sum(square for (of, _), square in self._squares.items() if of == row) ** 0.5
+            worst = max(worst, apart / max(norm, 1e-30)) if np.isfinite(apart) else float("inf")
+        return worst
 
     @property
     def worst(self) -> str:
-        return max(self._squares, key=lambda name: np.nan_to_num(self._squares[name], nan=np.inf))
+        return max(self._squares, key=lambda key: np.nan_to_num(self._squares[key], nan=np.inf))[1]
 
     def begin(self, rows_R: np.ndarray, device: torch.device) -> None:
         self._rows_R = rows_R
         self._zeros_R = torch.zeros(len(rows_R), 1, dtype=torch.float64, device=device)
 
     def take(self, captured: Captured) -> None:
-        for at in np.flatnonzero(self._rows_R == self._row).tolist():
-            apart = captured.gradients(slice(at, at + 1))[0] - self._reference[captured.weight.name]
-            self._squares[captured.weight.name] = float(apart.double().square().sum())
+        name = captured.weight.name
+        for at, row in enumerate(self._rows_R.tolist()):
+            apart = captured.gradients(slice(at, at + 1))[0] - self._references[row][name]
+            self._squares[row, name] = float(apart.double().square().sum())
 
     def finish(self) -> torch.Tensor:
         return self._zeros_R
