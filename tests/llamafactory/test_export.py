@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from dataflex.core.errors import ConfigError, DataFlexError, LedgerError
-from dataflex.ledger.card import BEGIN
+from dataflex.ledger.card import BEGIN, section_of
 from dataflex.ledger.ledger import Ledger
 from tests.llamafactory.conftest import train
 
@@ -69,7 +69,12 @@ def test_the_weights_are_llamafactorys_and_the_card_names_the_run(run: Path, tin
     assert said["steps"] == "7 of 7, 4 samples each"
     distinct = len({row for _, line in Ledger(run).segments().items() for row in Ledger(run).rows_of(line).tolist()})
     assert said["samples"] == f"28, {distinct} different ones of a pool of 37"
-    assert said["decisions"] == "2, and 1 warm-ups"
+    assert said["decisions"] == "2; segments of warm-up: 1"
+    assert said["base model"] == f"{tiny_model.name}, frozen weights sha256 {record['base_weights']}"
+    assert (said["train type"], said["component"]) == ("dynamic_select", record["config"]["component_name"])
+    assert said["versions"].startswith(f"dataflex {record['versions']['dataflex']}, ")
+    assert str(tiny_model.parent) not in card, "a place of this machine is nobody's business"
+    assert section_of(run) in card
     assert "cache_dir" not in card, "a place of this machine is nobody's business"
     assert card.startswith("---\n")
     assert "- dataflex" in card
@@ -79,7 +84,19 @@ def test_a_checkpoint_names_what_it_was_trained_on(run: Path, tiny_model: Path, 
     said = rows_of_card(export(export_config(run / "checkpoint-4", tiny_model, tmp_path), tmp_path))
     assert said["steps"] == "4 of 7, 4 samples each"
     assert said["samples"].startswith("16, ")
-    assert said["decisions"] == "1, and 1 warm-ups"
+    assert said["decisions"] == "1; segments of warm-up: 1"
+
+
+def test_a_chain_of_adapters_names_each_run(run: Path, config, tiny_model: Path, tmp_path: Path) -> None:
+    above = {"adapter_name_or_path": str(run), "create_new_adapter": True, "component_name": "random"}
+    (tmp_path / "second").mkdir()
+    second = train(config(output_dir=str(tmp_path / "second" / "run"), **above), tmp_path / "second")
+    card = export(export_config(run, tiny_model, tmp_path, adapter_name_or_path=f"{run}, {second}"), tmp_path)
+    methods = [line for line in card.splitlines() if line.startswith("| method |")]
+    assert [line.split()[3] for line in methods] == ["delta_loss", "random"]
+    assert section_of(run, second) in card
+    with pytest.raises(LedgerError, match="holds no record of a run"):
+        section_of(run, tmp_path / "nowhere")
 
 
 def test_a_second_export_replaces_the_section_and_keeps_the_rest(run: Path, tiny_model: Path, tmp_path: Path) -> None:

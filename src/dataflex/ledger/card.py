@@ -61,7 +61,9 @@ def card_lines(run: TrainedRun) -> list[tuple[str, str]]:
     rows = [run.ledger.rows_of(line)[: (step - line["start"]) * facts.global_batch] for line in trained]
     drawn = np.concatenate([np.zeros(0, dtype=np.int64), *rows])
     parts = record.get("parts") if isinstance(record.get("parts"), dict) else {}
-    said = []
+    said = [("base model", _base_model(record)), ("train type", str(record["config"].get("train_type") or "in Python"))]
+    if record["config"].get("component_name") is not None:
+        said.append(("component", str(record["config"]["component_name"])))
     if not parts or not nothing_selects(facts):
         said.append(("method", _method(facts.method, facts.params)))
     for word, part in components(parts or {}):
@@ -71,7 +73,7 @@ def card_lines(run: TrainedRun) -> list[tuple[str, str]]:
     said += [
         ("schedule", schedule),
         ("steps", f"{step} of {facts.plan.num_steps}, {facts.global_batch} samples each"),
-        ("decisions", f"{updates}, and {len(trained) - updates} warm-ups"),
+        ("decisions", f"{updates}; segments of warm-up: {len(trained) - updates}"),
         ("samples", f"{len(drawn):,}, {len(np.unique(drawn)):,} different ones of a pool of {facts.num_rows:,}"),
         ("seed", str(facts.seed)),
         ("data fingerprint", f"sha256 {facts.data}"),
@@ -87,9 +89,34 @@ def _reached(found: Audit) -> int:
     return ends[-1].content["step"] if found.history.has_ended else found.history.num_steps
 
 
+def _base_model(record: Mapping[str, Any]) -> str:
+    """Its name on the hub, else that of its folder alone: where it lay on this machine is nobody's business."""
+    name = str(record["config"].get("model_name_or_path") or record["fingerprint"].get("model_name_or_path") or "")
+    is_on_hub = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+    name = name if is_on_hub else Path(name).name
+    weights = record.get("base_weights")
+    known = [name or "not recorded", *([f"frozen weights sha256 {weights}"] if isinstance(weights, str) else [])]
+    return ", ".join(known)
+
+
 def _method(name: str, params: Mapping[str, Any]) -> str:
     named = ", ".join(f"{key}={value}" for key, value in params.items() if value is not None and key != "cache_dir")
     return f"{name} ({named})" if named else name
+
+
+def section_of(*folders: str | Path) -> str:
+    """The section for a card of one's own: of the runs that trained a model, by output_dir or checkpoint in it.
+
+    Raises:
+        LedgerError: a folder holds no record, or a damaged one.
+    """
+    runs = []
+    for folder in folders:
+        run = find_run(folder)
+        if run is None:
+            raise LedgerError(f"{folder} holds no record of a run; name its output_dir, or a checkpoint in it")
+        runs.append(card_lines(run))
+    return card_section(runs)
 
 
 def card_section(runs: list[list[tuple[str, str]]]) -> str:
