@@ -181,6 +181,36 @@ def test_whatever_determines_a_result_makes_it_another(case, plan, write, preset
     assert changed == expected
 
 
+@pytest.mark.parametrize("new", [False, True])
+def test_adapters_that_training_starts_from_are_measured_with_its_own(new, plan, write, in_process):
+    """At a learning rate of nearly nothing the end is the start: neither adapter may be lost on the way."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    whole = plan(seeds=[1], components=["static"], held_out={"dataset": "held_out", "points": 1})
+    chain = []
+    for number in (1, 2) if new else (1, 2, 3):  # without a new one the last is trained on, those before are merged
+        torch.manual_seed(number)
+        model = AutoModelForCausalLM.from_pretrained(whole["base"]["model_name_or_path"])
+        model = get_peft_model(
+            model, LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+        )
+        model.save_pretrained(f"adapter-{number}")
+        chain.append(f"adapter-{number}")
+    keys = {"adapter_name_or_path": ",".join(chain), "create_new_adapter": new, "learning_rate": 1e-9}
+    losses = {}
+    for count in (0, 1, len(chain)):
+        given = {**keys, "adapter_name_or_path": ",".join(chain[:count]) or None}
+        given = {key: value for key, value in given.items() if value is not None}
+        assert compare(write({**whole, "overrides": given, "output_dir": f"out-{count}"})) == 0
+        found = results(f"out-{count}")
+        losses[count] = found["start"]["loss"]
+        for method in found["budgets"]["steps"]["methods"].values():
+            assert method["loss"]["mean"] == pytest.approx(losses[count], rel=1e-5)
+    assert len({round(loss, 4) for loss in losses.values()}) == 3
+
+
 def test_a_model_that_was_removed_is_trained_again(plan, write, in_process):
     assert compare(write(plan(seeds=[1]))) == 0
     before = results("out")
