@@ -228,6 +228,13 @@ def test_nothing_trainable_and_dora_are_refused() -> None:
         trainable_weights(peft.get_peft_model(make_model("llama"), config))
 
 
+def test_sharded_weights_are_refused() -> None:
+    model = make_model("llama")
+    next(model.parameters()).ds_id = 0  # as ZeRO-3 marks them
+    with pytest.raises(ConfigError, match=r"sharded.*ZeRO-3"):
+        trainable_weights(model)
+
+
 def test_a_pass_leaves_the_model_as_it_was() -> None:
     model = lora_with_dropout().train()
     model.gradient_checkpointing_enable()

@@ -194,6 +194,22 @@ def test_products_and_norms_of_both_layouts_are_those_of_materialised_gradients(
             torch.testing.assert_close(weighted, by_hand[0] - 2 * by_hand[1] + 0.5 * by_hand[2], rtol=1e-4, atol=1e-4)
 
 
+def test_norms_and_products_of_large_weights_lose_no_digits_to_summation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, e = (torch.randn(1, 3, width, generator=generator) for width in (3000, 1500))
+    weight = Weight(name="w", parameter=nn.Parameter(torch.zeros(1500, 3000)), modules=(), input_first=False)
+    rows = Captured(weight=weight, inputs_RxLxI=a, output_gradients_RxLxO=e)
+    targets = TargetGroups(vectors={"w": rows.gradients()}, num_groups=1, norms_M=np.ones(1))
+    engine = Exact(targets, None)
+    engine.begin(np.array([0]), CPU)
+    engine.take(rows)
+    product, _, norm = engine.finish()[0].tolist()
+    wanted = rows.gradients().double().square().sum().item()
+    assert norm == pytest.approx(wanted**0.5, rel=1e-5)
+    assert product == pytest.approx(wanted, rel=1e-4)
+    assert squared_norms(rows).item() == pytest.approx(wanted, rel=1e-5)
+
+
 def test_projections_are_unbiased_and_no_two_weights_share_one() -> None:
     rng = np.random.default_rng(1)
     left, right = rng.standard_normal((2, 1, 6, 30))

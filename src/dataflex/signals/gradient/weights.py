@@ -57,9 +57,16 @@ def trainable_weights(model: nn.Module, wanted: Callable[[str], bool] | None = N
         wanted: says of a parameter's name whether it belongs to the gradient; None: all of them do.
 
     Raises:
-        ConfigError: there is none, or more than a few percent of the trainable parameters would be left out though
-            nobody asked for a part (experts kept as one tensor), or a LoRA that is more than two matrices (DoRA).
+        ConfigError: the model is sharded; or it has no such module; or more than a few percent of the trainable
+            parameters would be left out though nobody asked for a part (experts kept as one tensor); or a LoRA is more
+            than two matrices (DoRA).
     """
+    for parameter in model.parameters():
+        if hasattr(parameter, "ds_id") or type(parameter).__name__ == "DTensor":
+            raise ConfigError(
+                "gradients a sample at a time need the whole weights on every rank, and this model is sharded; train "
+                "without FSDP and ZeRO-3, or take a method that needs no gradients"
+            )
     base = innermost(model)
     find = getattr(base, "get_input_embeddings", None)
     embedding = find() if find is not None else None
