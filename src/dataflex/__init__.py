@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from dataflex.algorithms.order.stair import Stair
     from dataflex.algorithms.order.zigzag import Zigzag
     from dataflex.algorithms.select.delta_loss import DeltaLoss
+    from dataflex.algorithms.select.icons import Icons
     from dataflex.algorithms.select.length import Length
+    from dataflex.algorithms.select.less import Less
     from dataflex.algorithms.select.loss import Loss
     from dataflex.algorithms.select.random import Random
     from dataflex.algorithms.select.replay import Replay
@@ -42,7 +44,9 @@ _WHERE = {
     "DynamicDataMixin": "dataflex.train.mixin",
     "Focal": "dataflex.algorithms.weigh.focal",
     "Folding": "dataflex.algorithms.order.folding",
+    "Icons": "dataflex.algorithms.select.icons",
     "Length": "dataflex.algorithms.select.length",
+    "Less": "dataflex.algorithms.select.less",
     "Loss": "dataflex.algorithms.select.loss",
     "LossWeigher": "dataflex.algorithms.weigh.loss",
     "ODM": "dataflex.algorithms.mix.odm",
@@ -72,7 +76,9 @@ __all__ = [
     "DynamicDataMixin",
     "Focal",
     "Folding",
+    "Icons",
     "Length",
+    "Less",
     "Loss",
     "LossWeigher",
     "Options",

@@ -64,7 +64,7 @@ SERVED = [
     (Combination(mixers=[MIX]), Circumstances(host_loss="dft", fused_loss="liger")),
     (Combination(selectors=[INFOBATCH], weighers=[LOSS]), Circumstances()),
     (Combination(weighers=[FOCAL, LOSS], normalize="mean_one"), Circumstances()),
-    (Combination(selectors=[RANDOM]), Circumstances(target_overlap=3, allow_overlap=True, pool_changes=True)),
+    (Combination(selectors=[RANDOM]), Circumstances(pool_changes=True)),
     (
         Combination(selectors=[RANDOM], mixers=[MIX]),
         Circumstances(domain_quotas_D=np.array([3, 4]), domain_candidates_D=np.array([3, 9])),
@@ -112,7 +112,6 @@ REFUSED = [
     (Combination(weighers=[LOSS]), Circumstances(host_loss="eaft"), "loss weighs the plain loss .*'eaft'"),
     (Combination(weighers=[COLUMN]), Circumstances(fused_loss="liger"), "column needs the loss of each row"),
     (Combination(weighers=[LOSS]), Circumstances(rows_in_scope=1), "compares the 1 row of a micro-batch"),
-    (Combination(), Circumstances(target_overlap=3), "3 rows of the evaluation or target set"),
 ]
 
 

@@ -1,5 +1,7 @@
 """Steps for a budget, against counting them one by one; what a run's ledger says it cost."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -51,4 +53,6 @@ def test_a_budget_for_no_step_is_an_error():
 def test_flops_are_two_for_each_weight_and_token_of_a_forward():
     cost = Cost(num_steps=1, trained_tokens=10, scored_tokens=100, num_passes=1, choosing_s=0.0, training_s=0.0)
     assert cost.training_flops(7, forwards=3.0) == 2 * 7 * 10 * 3
-    assert cost.choosing_flops(7) == 2 * 7 * 100
+    assert cost.choosing_flops(7, forwards=3.0) == 2 * 7 * 100
+    by_gradient = dataclasses.replace(cost, gradient_tokens=40)
+    assert by_gradient.choosing_flops(7, forwards=3.0) == 2 * 7 * (60 + 3 * 40)

@@ -57,6 +57,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("examples"),
         toy=weighted,
         other=[{**row, "weight": None} for row in make_rows(14, seed=1)],
+        wanted=make_rows(5, seed=2),
+        wanted_too=make_rows(4, seed=3),
         texts=texts,
         more=texts[:14],
     )
@@ -74,6 +76,8 @@ def small(path: Path, tiny_model: Path, data: Path, output_dir: Path) -> dict[st
     if config["stage"] == "pt":
         config["dataset"] = "texts,more"
     config |= {key: value for key, value in STEPS.items() if key in config}
+    if "target" in config:
+        config["target"] = "wanted,wanted_too" if "," in config["target"] else "wanted"
     if config.get("component_name") == "static" and config["train_type"] == "dynamic_select":
         config |= {"max_steps": 6}
     if config["train_type"] == "dynamic_weight":

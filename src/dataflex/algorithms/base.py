@@ -41,7 +41,12 @@ SIGNALS = {
     "times_trained": "how often each row was trained before this decision, int32 (no model pass)",
     "file": "scores read from the file that the method's `path` names, float64, NaN where a row is not listed",
     "replay": "the rows that a former run's ledger recorded for this segment, in training order, int64",
+    "similarities": "mean cosine of each row's update with the gradients of each target group, float32, shape (N, G)",
+    "target_sizes": "rows of each target group, int64, shape (G,) (no model pass)",
 }
+
+# Those that tell how a row serves the target: the run must name one.
+TARGET_SIGNALS = frozenset({"similarities", "target_sizes"})
 
 # What a mixer may ask for; one entry a domain, float64.
 DOMAIN_SIGNALS = {

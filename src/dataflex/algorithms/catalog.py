@@ -20,7 +20,9 @@ from dataflex.algorithms.order.sorting import Sorting
 from dataflex.algorithms.order.stair import Stair
 from dataflex.algorithms.order.zigzag import Zigzag
 from dataflex.algorithms.select.delta_loss import DeltaLoss
+from dataflex.algorithms.select.icons import Icons
 from dataflex.algorithms.select.length import Length
+from dataflex.algorithms.select.less import Less
 from dataflex.algorithms.select.loss import Loss
 from dataflex.algorithms.select.random import Random
 from dataflex.algorithms.select.replay import Replay
@@ -38,6 +40,8 @@ SELECTORS: dict[str, type] = {
     "length": Length,
     "static": Static,
     "replay": Replay,
+    "less": Less,
+    "icons": Icons,
 }
 
 MIXERS: dict[str, type] = {

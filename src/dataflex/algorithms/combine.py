@@ -62,8 +62,6 @@ class Circumstances:
     fused_loss: str | None = None  # a fused loss that returns no loss of single rows
     rows_in_scope: int | None = None  # of one micro-batch over all ranks
     pool_changes: bool = False  # rows enter or leave the pool during the run
-    target_overlap: int = 0  # rows of the evaluation or target set whose content is in the pool
-    allow_overlap: bool = False
     domain_quotas_D: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     domain_candidates_D: np.ndarray | None = None  # of a selector that draws candidates first (rho, greats)
 
@@ -209,11 +207,6 @@ def _check_data(c: Combination, at: Circumstances) -> None:
                 f"{part.name} compares each row's loss with an earlier one, and rows enter or leave the pool during "
                 "the run; keep the pool as it is, or choose another selector"
             )
-    if at.target_overlap and not at.allow_overlap:
-        raise ConfigError(
-            f"{at.target_overlap} rows of the evaluation or target set are in the training set too, word for word; "
-            "remove them, or set allow_overlap: true"
-        )
 
 
 def _names(parts: Sequence[Part]) -> str:

@@ -21,7 +21,8 @@ TRAIN_TYPES = ("static", "dynamic", *KINDS)
 RECORD_INTERVAL = 10  # optimizer steps of a segment where nothing chooses and update_step is left out
 SCHEDULE_KEYS = tuple(field.name for field in dataclasses.fields(Schedule))
 OTHER_KEYS = ("train_type", "components_cfg_file", "component_name", "score_batch_tokens", "log_source_loss")
-OUR_KEYS = (*OTHER_KEYS, *SCHEDULE_KEYS, *PART_KEYS, "compose", "domain_column", *MIXTURE_KEYS)
+TARGET_KEYS = ("target", "target_groups", "allow_overlap")
+OUR_KEYS = (*OTHER_KEYS, *SCHEDULE_KEYS, *PART_KEYS, "compose", "domain_column", *MIXTURE_KEYS, *TARGET_KEYS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,9 @@ class RunConfig:
     score_batch_tokens: int | None = None
     log_source_loss: bool = False
     domain_column: str | None = None
+    target: tuple[str, ...] = ()  # data sets of the rows that steer the selection
+    target_groups: str | None = None
+    allow_overlap: bool = False
 
     @property
     def is_dynamic(self) -> bool:
@@ -125,7 +129,24 @@ def split_config(config: dict[str, Any], component: Mapping[str, Any]) -> RunCon
         score_batch_tokens=batch_tokens,
         log_source_loss=log_source_loss,
         domain_column=domain_column,
+        **_target_keys(ours),
     )
+
+
+def _target_keys(ours: Mapping[str, Any]) -> dict[str, Any]:
+    """What steers the selection: data sets by name as a list or with commas, and how they are grouped."""
+    value = ours.get("target")
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if value is not None and not (isinstance(names, list) and names and all(isinstance(n, str) and n for n in names)):
+        raise ConfigError(f"target is {shown(value)}; it must name one or more data sets of dataset_info.json")
+    for key in ("target_groups", "allow_overlap"):
+        if key in ours and value is None:
+            raise ConfigError(f"{key} is set, but target is not; name the target's data sets, or remove {key}")
+    return {
+        "target": tuple(names or ()),
+        "target_groups": checked("target_groups", ours.get("target_groups"), str | None),
+        "allow_overlap": checked("allow_overlap", ours.get("allow_overlap", False), bool),
+    }
 
 
 def dataset_names(host: Mapping[str, Any]) -> list[str] | None:

@@ -26,6 +26,9 @@ from dataflex.core.plan import SegmentPlan
 from dataflex.core.segment import Progress
 from dataflex.train.method import Method
 
+# Signals that take a pass over the pool, and whether that is a forward alone or all that training needs.
+PASSES = {"loss": "forward", "similarities": "gradient"}
+
 # Cost of training one row, in forward passes of one row: forward and both backward halves; a LoRA step needs no
 # gradients of the frozen weights.
 FORWARDS_PER_TRAINED_ROW = {"full": 3.0, "freeze": 3.0, "lora": 2.0, "oft": 2.0}
@@ -54,6 +57,7 @@ def plan(path: str, overrides: list[str], like: str | None = None) -> None:
     config = read_config(path, overrides)
     from dataflex.integrations import llamafactory
     from dataflex.train.settings import check_weighers, unguided
+    from dataflex.train.target import check_target
 
     check_host_keys(config.host, llamafactory.known_keys())
     console = Console()
@@ -68,6 +72,7 @@ def plan(path: str, overrides: list[str], like: str | None = None) -> None:
     run_plan = segment_plan(config, geometry, pool)
     check_first_quota(method, run_plan, geometry, pool)
     check_weighers(method, geometry)
+    check_target(method, is_given=bool(config.target), plan=run_plan)
     _print_segments(console, method, run_plan, geometry, pool)
     _print_parts(console, config, method)
     _print_cost(console, config.host, method, run_plan, geometry, pool, speed)
@@ -135,7 +140,7 @@ def _print_segments(
             str(segment.num_steps * geometry.global_batch),
             f"warm-up ({initial})" if drawn else escape(_decides(method, progress, note)),
             f"{window[0]:.4f} to {window[1]:.4f}" if window else "-",
-            "the pool" if "loss" in _needs(method, progress) else "-",
+            "the pool" if PASSES.keys() & _needs(method, progress) else "-",
         )
     console.print(table)
     hidden = run_plan.num_segments - SHOWN_SEGMENTS
@@ -162,6 +167,10 @@ def _print_parts(console: Console, config: RunConfig, method: Method) -> None:
         names = dataset_names(config.host) if config.domain_column is None else None
         where = f"the data sets {', '.join(map(str, names))}" if names else f"the column {config.domain_column}"
         console.print(f"Domains: {where}. {describe_mixer(method)}", highlight=False, markup=False)
+    if config.target:
+        groups = f"by {config.target_groups}" if config.target_groups else "one a data set"
+        names = ", ".join(config.target)
+        console.print(f"Target: {names}, groups {groups}; its rows are not trained.", highlight=False, markup=False)
     if method.weighers:
         named = " x ".join(part.name for part in method.weighers)
         after = f" from step {method.weigh_warmup} on; 1 before" if method.weigh_warmup else ""
@@ -203,11 +212,15 @@ def _print_cost(
     per_row = FORWARDS_PER_TRAINED_ROW.get(kind, 3.0)
     trained = run_plan.num_steps * geometry.global_batch
     counted = pool.num_rows if pool.num_rows is not None else 1000
-    share = passes * counted / (per_row * trained)
+    by_gradient = "similarities" in method.selector.needs
+    share = passes * counted * (per_row if by_gradient else 1.0) / (per_row * trained)
     what = f"{counted:,} rows" if pool.num_rows is not None else "each 1,000 pool rows"
+    kind_of_row, what_of_row = (
+        ("gradient", " (forward and backward), target rows besides") if by_gradient else ("forward", "")
+    )
     console.print(
-        f"Scoring: {passes} passes over {what} = {passes * counted:,} forward rows; training: {trained:,} rows at "
-        f"{per_row:g} forwards each ({kind}). Choosing costs {share:.0%} of the training's compute "
+        f"Scoring: {passes} passes over {what} = {passes * counted:,} {kind_of_row} rows{what_of_row}; training: "
+        f"{trained:,} rows at {per_row:g} forwards each ({kind}). Choosing costs {share:.0%} of the training's compute "
         f"({share / (1 + share):.0%} of the whole run).",
         highlight=False,
         markup=False,
@@ -225,7 +238,7 @@ def num_passes(method: Method, run_plan: SegmentPlan) -> int:
     counted = {True: 0, False: 0}  # by "is a warm-up"
     last = {True: False, False: False}
     for segment in itertools.islice(run_plan.segments(), COUNTED_SEGMENTS):
-        last[segment.is_warmup] = "loss" in _needs(method, run_plan.progress(segment))
+        last[segment.is_warmup] = bool(PASSES.keys() & _needs(method, run_plan.progress(segment)))
         counted[segment.is_warmup] += 1
         passes += last[segment.is_warmup]
     updates = run_plan.updates_before(run_plan.num_steps)

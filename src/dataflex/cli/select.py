@@ -62,6 +62,9 @@ def select(
         schedule=config.schedule,
         score_batch_tokens=config.score_batch_tokens,
         config=config.resolved,
+        target_names=config.target,
+        target_groups=config.target_groups,
+        allow_overlap=config.allow_overlap,
     )
     wish = Wish(take=amount, update=update, baseline=baseline)
     work = Path(tempfile.mkdtemp(prefix=f".{file.name}.", dir=file.parent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import importlib
@@ -34,6 +35,7 @@ from dataflex.train.settings import (
     make_plan,
 )
 from dataflex.train.sources import find_sources, require_sources
+from dataflex.train.target import Target, check_target, read_target
 
 # For each stage the module of its workflow, and where that looks up the class of its trainer.
 SERVED_STAGES = {
@@ -93,6 +95,12 @@ def run_dynamic(config: Mapping[str, Any], settings: Settings) -> Any:
             "loss; remove one of them"
         )
     method = settings.method
+    check_target(method, is_given=bool(settings.target_names))
+    if settings.target_names and config.get("stage", "sft") not in ("sft", "pt"):
+        raise ConfigError(
+            f"{method.name} needs gradients of the loss of tokens, which stage {config['stage']} replaces by its own; "
+            "use stage sft or pt, or a method that needs no target"
+        )
     if method.watches_training:
         _refuse_unwatchable(config, method)
     session = Session(
@@ -166,7 +174,7 @@ class Session:
         """
         self._settings = replace(settings, newest_checkpoint=not explicit_checkpoint)
         self._serve, self._stage = serve, stage
-        self.trace = RowTrace()
+        self.trace = self._tracing = RowTrace()
         self.trainer: Any = None
 
     def run(self, config: Mapping[str, Any]) -> None:
@@ -192,9 +200,13 @@ class Session:
             stack.enter_context(rebound(import_module(TUNER), "LogCallback", full_log))
             stack.enter_context(rebound(import_module(trainer_module), trainer_name, self._make_trainer))
             stack.enter_context(rebound(workflow, "get_dataset", self._get_dataset))
-            stack.enter_context(rebound(loader, "align_dataset", self.trace.align))
+            stack.enter_context(rebound(loader, "align_dataset", self._align))
             stack.enter_context(rebound(loader, "_get_dataset_processor", self.trace.processor))
             yield
+
+    def _align(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """The target's rows are traced by themselves."""
+        return lambda *args: self._tracing.align(original)(*args)
 
     def _make_trainer(self, original: type) -> Any:
         served_class = self._serve(original)
@@ -224,10 +236,35 @@ class Session:
                 module["eval_dataset"] = {name: RowTrace.strip(data) for name, data in evaluated.items()}
             elif evaluated is not None:
                 module["eval_dataset"] = RowTrace.strip(evaluated)
+            if self._settings.target_names:
+                load = functools.partial(original, template, model_args, training_args=training_args, **kwargs)
+                target = self._target(load, data_args, module["train_dataset"])
+                self._settings = replace(self._settings, target=target)
             self.check(module["train_dataset"], rows, training_args)
             return module
 
         return get_dataset
+
+    def _target(self, load: Callable[..., Any], data_args: Any, train_dataset: Any) -> Target:
+        """The target's rows, read as data sets of the training are."""
+        of_target, settings = copy.copy(data_args), self._settings
+        of_target.dataset, of_target.eval_dataset, of_target.val_size = list(settings.target_names), None, 0.0
+        of_target.mix_strategy = "concat"
+        self._tracing = trace = RowTrace()
+        try:
+            dataset, columns = trace.columns(load(data_args=of_target)["train_dataset"])
+        except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:
+            names = ", ".join(settings.target_names)
+            raise DataFlexError(f"the target ({names}) cannot be prepared: {_one_sentence(error)}") from error
+        finally:
+            self._tracing = self.trace
+        return read_target(
+            dataset,
+            columns,
+            train_dataset=train_dataset,
+            column=settings.target_groups,
+            allow_overlap=settings.allow_overlap,
+        )
 
     def check(self, train_dataset: Any, rows: Mapping[str, Any], args: Any) -> None:
         """All that can be refused is refused here: before the model is loaded and before anything is written."""
@@ -237,6 +274,7 @@ class Session:
         self._settings = replace(self._settings, pool=pool, rows=rows, overwrite=overwrite)
         plan = make_plan(self._settings, args, len(pool), geometry)
         check_quotas(self._settings, plan, pool, geometry)
+        check_target(self._settings.method, is_given=self._settings.target is not None, plan=plan)
         if self._settings.log_source_loss:
             require_sources(find_sources(rows))
         domains_of_run(self._settings, pool, rows)

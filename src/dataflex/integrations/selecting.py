@@ -15,6 +15,7 @@ from dataflex.train.choose import Chosen, choosing
 from dataflex.train.measure import check_files
 from dataflex.train.pool import read_pool
 from dataflex.train.settings import Settings, geometry_of, make_plan
+from dataflex.train.target import check_target
 from dataflex.train.wish import Wish, find_decision, num_rows, read_baseline
 
 # Nothing is trained: no sharding, no logger, no checkpoint to go on from.
@@ -56,6 +57,7 @@ def run_select(
         DataFlexError: anything that the user can mend, in one sentence.
     """
     refuse_config(config)
+    check_target(settings.method, is_given=bool(settings.target_names))
     if config.get("stage", "sft") != "sft":
         raise ConfigError(
             f"select reads rows of stage sft, not {config['stage']}; train with a dynamic train_type instead"

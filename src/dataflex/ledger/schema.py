@@ -74,6 +74,7 @@ RUN = {
     "versions": MAPPING,
     "parts": OPTIONAL_MAPPING,  # mixer, weighers, orders, and how they meet
     "domains": OPTIONAL_MAPPING,
+    "target": OPTIONAL_MAPPING,  # its groups and the hash of its rows
 }
 SCHEDULE = {"warmup_step": WHOLE, "update_step": WHOLE, "update_times": SEED, "train_step": WHOLE}
 PLAN = {"num_steps": WHOLE, "steps_per_epoch": WHOLE}

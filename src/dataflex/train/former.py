@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dataflex.algorithms.select.gradient import recorded_similarities
 from dataflex.core.errors import LedgerError
 from dataflex.core.plan import SegmentPlan
 from dataflex.ledger.fingerprint import differences
@@ -91,8 +92,10 @@ class Former:
             self._in_force = None
 
     def signals(self, line: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
-        """The recorded columns of a line."""
-        return self._ledger.signals_of(line) if line is not None else {}
+        """The recorded columns of a line; similarities of all groups as one signal besides."""
+        columns_N = self._ledger.signals_of(line) if line is not None else {}
+        similarities_NxG = recorded_similarities(columns_N)
+        return columns_N if similarities_NxG is None else {**columns_N, "similarities": similarities_NxG}
 
     def rows_to_measure_again(self, line: Mapping[str, Any]) -> np.ndarray:
         """Some rows that this line has a loss of, spread over the pool."""

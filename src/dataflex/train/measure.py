@@ -21,14 +21,17 @@ from dataflex.signals.adapter import adds_nothing, without_adapter
 from dataflex.signals.base import undisturbed
 from dataflex.signals.cache import SignalCache, weights_digest
 from dataflex.signals.file import read_scores
+from dataflex.signals.gradient.signal import Source
 from dataflex.signals.loss import LossSignal, mean_losses, rows_to_check
 from dataflex.signals.own_loss import ONE_ROW, OwnLossSignal
 from dataflex.signals.sweep import Collective, Sweep, sweep
+from dataflex.train.gradients import GradientPass
 from dataflex.train.method import Method, named_files
 from dataflex.train.pool import Pool, holds_media, row_labels
 from dataflex.train.progress import PassProgress
 from dataflex.train.ranks import Ranks
 from dataflex.train.stage_loss import batch_losses, counters_untouched, scores_own_loss
+from dataflex.train.target import Target
 
 SPOT_CHECK_TOKENS = 1024  # padded tokens of a batch where none has been found yet
 OWN_LOSS = "the trainer's own, each row alone"
@@ -54,6 +57,7 @@ class Measurer:
         batch_tokens: padded tokens of a scoring batch, where the user pins it.
         fresh: serve no array from the cache.
         columns: those of rows.parquet, by which an order may rank.
+        target: rows that steer the selection, where the method needs them.
     """
 
     def __init__(
@@ -68,7 +72,9 @@ class Measurer:
         fresh: bool,
         say: Callable[[str], None],
         columns: Mapping[str, Any] | None = None,
+        target: Target | None = None,
     ) -> None:
+        self._target = target
         self._trainer, self._selector, self._pool, self._ranks, self._say = trainer, selector, pool, ranks, say
         self._ledger, self._batch_tokens, self._columns = ledger, batch_tokens, columns or {}
         self._fresh = fresh
@@ -84,6 +90,10 @@ class Measurer:
                 return Measured(values=self._ranks.from_main(self._file))
             case "replay":
                 return Measured(values=self._ranks.from_main(lambda: self._replay(progress)))
+            case "similarities":
+                return self._similarities()
+            case "target_sizes" if self._target is not None:
+                return Measured(values=self._target.sizes_G)
         kind, _, what = name.partition(":")
         if kind == "column":
             return Measured(values=number_column(what, self._columns))
@@ -115,6 +125,38 @@ class Measurer:
                 self._say(f"the initial losses could not be kept in {self._cache.directory} ({reason}): go on")
         return measured
 
+    def _similarities(self) -> Measured:
+        """Similarity of every row to each group of the target, under the present weights and moments."""
+        trainer = self._trainer
+        assert self._target is not None, "the settings of a run are checked for a target before it"
+        if scores_own_loss(trainer):
+            raise ConfigError(
+                f"{type(trainer).__name__} has a loss of its own, and gradients are of the loss of tokens; take a method "
+                "that needs no target"
+            )
+        if self._sharded:
+            raise ConfigError(
+                "gradients a sample at a time need the whole weights on every rank, and FSDP and DeepSpeed cut them "
+                "apart; train with DDP, or take a method that needs no gradients"
+            )
+        measure = GradientPass(
+            trainer=trainer,
+            source_of=self._source,
+            target=self._target,
+            pool=self._pool,
+            directory=self._cache.directory,
+            batch_tokens=self._batch_tokens,
+            say=self._say,
+        )
+        found = measure(self._selector, self._collective(sharded=False))
+        cost = {
+            "source": "measured",
+            "what": "gradients",
+            **found.cost,
+            "tokens_per_s": found.cost["num_tokens"] / max(found.cost["seconds"], 1e-9),
+        }
+        return Measured(values=found.similarities_NxG, cost=cost)
+
     def spot_check(self, rows_R: np.ndarray) -> Measured:
         """Mean losses of some rows under the present model, shape (R,)."""
         budget = self._known_budget() or SPOT_CHECK_TOKENS  # too few rows to find one
@@ -134,14 +176,7 @@ class Measurer:
         """Mean losses of ``rows``; NaN for the others."""
         pool, sharded = self._pool, self._sharded
         signal = self._signal = self._signal or self._loss_signal(sharded)
-        ranks = Collective(
-            device=self._ranks.device,
-            rank=self._ranks.rank,
-            world_size=self._ranks.world_size,
-            gather=self._ranks.gather,
-            raise_together=self._ranks.raise_together,
-            sharded=sharded,
-        )
+        ranks = self._collective(sharded=sharded)
         to_check = rows_to_check(pool.info.num_tokens_N, rows)
         progress = PassProgress(
             len(rows),
@@ -178,6 +213,30 @@ class Measurer:
         }
         return Measured(values=losses_N, cost=cost, tolerance=signal.tolerance)
 
+    def _collective(self, *, sharded: bool) -> Collective:
+        return Collective(
+            device=self._ranks.device,
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
+            gather=self._ranks.gather,
+            raise_together=self._ranks.raise_together,
+            sharded=sharded,
+        )
+
+    def _source(self, dataset: Any) -> Source:
+        """Rows of a data set as the host batches them, for the bare model."""
+        trainer = self._trainer
+        collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
+        kept = trainer._signature_columns if trainer.args.remove_unused_columns else None
+        return Source(
+            model=trainer.accelerator.unwrap_model(trainer.model),
+            features=lambda rows_B: _columns(fetch(dataset, rows_B), kept),
+            collate=collate,
+            to_device=lambda batch: dict(send_to_device(batch, trainer.accelerator.device)),
+            autocast=trainer.compute_loss_context_manager,
+            row_labels=lambda features: row_labels(features, collate),
+        )
+
     def _loss_signal(self, sharded: bool) -> LossSignal | OwnLossSignal:
         trainer = self._trainer
         collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
@@ -193,15 +252,7 @@ class Measurer:
                 autocast=trainer.compute_loss_context_manager,
                 untouched=lambda: counters_untouched(trainer),
             )
-        kept = trainer._signature_columns if trainer.args.remove_unused_columns else None
-        return LossSignal(
-            model=model,
-            features=lambda rows_B: _columns(fetch(trainer.train_dataset, rows_B), kept),
-            collate=collate,
-            to_device=lambda batch: dict(send_to_device(batch, trainer.accelerator.device)),
-            autocast=trainer.compute_loss_context_manager,
-            row_labels=lambda features: row_labels(features, collate),
-        )
+        return LossSignal(**{**vars(self._source(trainer.train_dataset)), "model": model})
 
     def _tell(self, why_not: str | None, result: Sweep) -> None:
         """Say what is out of the ordinary, once."""

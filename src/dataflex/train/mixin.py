@@ -32,7 +32,14 @@ from dataflex.train.loggers import log_off_console
 from dataflex.train.measure import Measurer
 from dataflex.train.pool import Pool, read_pool
 from dataflex.train.progress import say
-from dataflex.train.python_api import Components, Options, bare_collator, history_table, settings_of
+from dataflex.train.python_api import (
+    Components,
+    Options,
+    bare_collator,
+    beside_evaluation,
+    history_table,
+    settings_of,
+)
 from dataflex.train.ranks import Ranks, load_cpu_checkpoints_by_index
 from dataflex.train.refuse import refuse_model, refuse_stream, refuse_trainer, refuse_unsupported
 from dataflex.train.settings import (
@@ -47,6 +54,7 @@ from dataflex.train.settings import (
 )
 from dataflex.train.source_loss import SourceLoss
 from dataflex.train.sources import find_sources, require_sources
+from dataflex.train.target import check_target
 from dataflex.train.watching import domain_factor, measure_domains, watch_training
 
 
@@ -67,6 +75,7 @@ class DynamicDataMixin:
         order: Order | Sequence[Order] | None = None,
         schedule: Schedule | None = None,
         options: Options | None = None,
+        target: Any = None,
         dataflex: Settings | None = None,
         **kwargs: Any,
     ) -> None:
@@ -78,6 +87,7 @@ class DynamicDataMixin:
             order: what arranges them.
             schedule: when decisions are made.
             options: what else may be said of a run; ``overwrite_output_dir`` among it.
+            target: rows that steer the selection and are not trained, in the form of ``train_dataset``; for ``Less``.
             dataflex: all of it as an integration made it, instead of those above.
             args, kwargs: handed to the host's trainer.
         """
@@ -88,20 +98,23 @@ class DynamicDataMixin:
                 "a selector (or mixer, weigher, order) and a schedule are needed, such as "
                 "selector=DeltaLoss(window_size=0.2), schedule=Schedule(warmup_step=10, update_step=10, update_times=2)"
             )
-        super().__init__(*args, **kwargs)
+        with beside_evaluation(self, target, kwargs) as prepared:
+            super().__init__(*args, **kwargs)
         trainer_args = self.args  # type: ignore[attr-defined]
         refuse_unsupported(trainer_args)
         refuse_model(self.model)  # type: ignore[attr-defined]
         refuse_stream(self.train_dataset)  # type: ignore[attr-defined]
         if dataflex is None:
             given = kwargs.get("train_dataset")
-            dataflex = settings_of(self, given, components, schedule, options or Options())
+            targets = (target, prepared.dataset) if target is not None else None
+            dataflex = settings_of(self, given, components, schedule, options or Options(), targets)
         self._dataflex = dataflex
         pool = dataflex.pool or read_pool(self.train_dataset, bare_collator(self))  # type: ignore[attr-defined]
         geometry = geometry_of(trainer_args)
         if self.get_total_train_batch_size(trainer_args) != geometry.global_batch:  # type: ignore[attr-defined]
             raise DataFlexError("tensor, context and sequence parallelism are not supported yet; use data parallelism")
         plan = make_plan(dataflex, trainer_args, len(pool), geometry)
+        check_target(dataflex.method, is_given=dataflex.target is not None, plan=plan)
         self._check_quotas(plan, pool, geometry)
         ranks = Ranks(self.accelerator)  # type: ignore[attr-defined]
         ledger = self._ledger = Ledger(trainer_args.output_dir)
@@ -117,6 +130,7 @@ class DynamicDataMixin:
             fresh=dataflex.fresh,
             say=say,
             columns=dataflex.rows,
+            target=dataflex.target,
         )
         sources = find_sources(dataflex.rows)
         self._source_loss = SourceLoss(require_sources(sources)) if dataflex.log_source_loss else None
@@ -331,6 +345,7 @@ class DynamicDataMixin:
             "params": self.curator.method.params,
             **({"parts": self.curator.method.parts} if self.curator.method.parts else {}),
             **({"domains": self.curator.domains.record()} if self.curator.domains else {}),
+            **({"target": self._dataflex.target.record()} if self._dataflex.target else {}),
             "schedule": dict(vars(self._dataflex.schedule)),
             "plan": {"num_steps": plan.num_steps, "steps_per_epoch": plan.steps_per_epoch},
             "geometry": dict(vars(geometry)),

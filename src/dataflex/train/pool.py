@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,18 @@ def _read_other(dataset: Any) -> Pool:
     return Pool(info=PoolInfo(num_tokens_N=lengths_N, num_label_tokens_N=lengths_N), digest=digest.hexdigest())
 
 
+def rows_also_in(dataset: Any, other: Any) -> np.ndarray:
+    """Rows of ``dataset`` whose tokens are exactly those of a row of ``other``, ascending, int64."""
+    known = {tokens.tobytes() for block, _ in _blocks(other, None) for _, tokens in block.lists(block.lengths)}
+    lengths = {length // np.dtype(np.int64).itemsize for length in map(len, known)}
+    found: list[int] = []
+    first = 0
+    for block, _ in _blocks(dataset, None):
+        found += [first + row for row, tokens in block.lists(lengths) if tokens.tobytes() in known]
+        first += len(block.lengths)
+    return np.array(found, dtype=np.int64)
+
+
 def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else repr(value)
 
@@ -154,6 +166,12 @@ class _Ragged:
         counted[starts[self.lengths > 0]] = False
         before = np.concatenate([[0], np.cumsum(counted)])
         return before[starts + self.lengths] - before[starts]
+
+    def lists(self, lengths: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """The lists of these lengths with their numbers, int64."""
+        flat, stops = self.flat.astype(np.int64), np.cumsum(self.lengths)
+        for i in np.flatnonzero(np.isin(self.lengths, list(lengths))).tolist():
+            yield i, flat[stops[i] - self.lengths[i] : stops[i]]
 
 
 def _blocks(dataset: Any, collate: Callable[[list[dict[str, Any]]], Any] | None) -> Iterator[tuple[_Ragged, _Ragged]]:

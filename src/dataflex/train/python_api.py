@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from dataflex.ledger.ledger import Ledger
 from dataflex.train.method import Method
 from dataflex.train.pool import read_pool
 from dataflex.train.settings import Settings
+from dataflex.train.target import Target, read_target
 
 EXCERPT_CHARS, EXCERPT_TOKENS = 500, 200
 OWN_COLUMNS = ("row", "num_tokens", "num_label_tokens", "excerpt")
@@ -38,6 +40,8 @@ class Options:
     mode: Literal["mix_then_select", "select_then_mix"] = "mix_then_select"  # how selection and mixture meet
     keep: float = 1.0  # select_then_mix: the quota is this share of the selector's proposals
     normalize: Literal["none", "mean_one"] = "none"  # divide the product of all weights by its mean
+    target_groups: str | None = None  # which column of the target says the group of a row; None: one group
+    allow_overlap: bool = False  # rows of the target may be in the pool as well
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +87,68 @@ def _name(kind: str, value: Any) -> str:
     return next((name for name, known in ours if known is cls), f"{cls.__module__}:{cls.__qualname__}")
 
 
+@dataclass
+class Prepared:
+    """A data set as the trainer made it ready."""
+
+    dataset: Any = None
+
+
+TARGET = "dataflex_target"
+
+
+@contextmanager
+def beside_evaluation(trainer: Any, target: Any, kwargs: dict[str, Any]) -> Iterator[Prepared]:
+    """Have the trainer that is built inside make the target ready as it does data sets for evaluation.
+
+    Afterwards its evaluation is of what the user gave alone.
+    """
+    prepared = Prepared()
+    if target is None:
+        yield prepared
+        return
+    given = kwargs.get("eval_dataset")
+    several = isinstance(given, dict)
+    kwargs["eval_dataset"] = {**(given if several else {"": given} if given is not None else {}), TARGET: target}
+    yield prepared
+    ready = dict(trainer.eval_dataset)
+    prepared.dataset = ready.pop(TARGET)
+    trainer.eval_dataset = ready if several else ready.get("")
+
+
+def _target_of(trainer: Any, given: Any, prepared: Any, options: Options) -> Target:
+    """The target, with the columns of the data set as given where its rows are still those."""
+    aligned = hasattr(given, "column_names") and len(given) == len(prepared)
+    source = given if aligned else prepared
+    name = options.target_groups
+    names = getattr(source, "column_names", None) or []
+    columns: dict[str, Any] = dict.fromkeys(known for known in names if known != "dataset")
+    if name is not None and name in names:
+        columns[name] = source[name]
+    return read_target(
+        prepared,
+        columns,
+        train_dataset=trainer.train_dataset,
+        column=name,
+        allow_overlap=options.allow_overlap,
+        collate=bare_collator(trainer),
+    )
+
+
 def settings_of(
-    trainer: Any, given: Any, components: Components, schedule: Schedule | None, options: Options
+    trainer: Any,
+    given: Any,
+    components: Components,
+    schedule: Schedule | None,
+    options: Options,
+    target: tuple[Any, Any] | None = None,
 ) -> Settings:
     """Settings of a run that begins in Python.
 
     Args:
         trainer: the host's trainer, built.
         given: the data set as the user gave it; the trainer may have tokenised it.
+        target: the target as the user gave it, and as the trainer made it ready.
     """
     assert schedule is not None
     args = trainer.args
@@ -107,6 +165,7 @@ def settings_of(
         other_versions=options.other_versions,
         domain_column=options.domain_column,
         pool=pool,
+        target=_target_of(trainer, *target, options) if target is not None else None,
         rows=row_columns(trainer, given, len(pool)),
     )
 

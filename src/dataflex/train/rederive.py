@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dataflex.algorithms.base import PoolInfo, Progress, Selection
+from dataflex.algorithms.select.gradient import recorded_similarities
 from dataflex.core.errors import DataFlexError, LedgerError
 from dataflex.ledger.audit import Audit
 from dataflex.ledger.files import read_columns
@@ -73,6 +74,7 @@ class _Derivation:
         self._domains = (
             domains_of(domains["column"], columns[domains["column"]], pool, domains["names"]) if method.mixer else None
         )
+        self._target = audit.run.get("target", {})
         self._lines = [entry.content for _, entry in sorted(audit.history.in_force.items())]
         self._state: dict[str, np.ndarray] = {}
         self._trainable_N = self._scorable_N = pool.trainable_N
@@ -187,8 +189,11 @@ class _Derivation:
             return np.asarray(self._columns[what], dtype=np.float64)
         if kind in ("file", "replay"):
             return self._from_path(kind, Path(str(what or self._method.selector.path)), progress)
-        if name in columns_N:
-            return columns_N[name]
+        if name == "target_sizes" and {"groups", "order"} <= self._target.keys():
+            return np.array([self._target["groups"][group] for group in self._target["order"]], dtype=np.int64)
+        recorded = recorded_similarities(columns_N) if name == "similarities" else columns_N.get(name)
+        if recorded is not None:
+            return recorded
         raise NotAtHandError(f"the signal {name!r} was not recorded")
 
     def _from_path(self, name: str, path: Path, progress: Progress) -> np.ndarray:

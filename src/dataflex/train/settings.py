@@ -17,6 +17,7 @@ from dataflex.ledger.ledger import Ledger
 from dataflex.train.domains import Domains, find_domains, read_proportions
 from dataflex.train.method import Method
 from dataflex.train.pool import Pool
+from dataflex.train.target import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,10 @@ class Settings:
     other_versions: bool = False  # go on although packages have other versions than the recorded run
     newest_checkpoint: bool = False  # resume from the newest complete checkpoint instead of the one train() is given
     pool: Pool | None = None  # read already, else it is read from the trainer's data set
+    target_names: tuple[str, ...] = ()  # data sets of the rows that steer the selection
+    target_groups: str | None = None  # which of their columns says the group of a row; None: the data set
+    allow_overlap: bool = False  # rows of the target may be in the pool as well
+    target: Target | None = None  # those rows, read
     rows: Mapping[str, Any] = field(default_factory=dict)  # columns of rows.parquet beyond row and token counts
 
 
@@ -121,6 +126,7 @@ def make_fingerprint(settings: Settings, pool: Pool, geometry: Geometry, ledger:
         "method": settings.method.name,
         "params": params,
         **({"parts": settings.method.parts} if settings.method.parts else {}),
+        **({"target_rows": settings.target.record()} if settings.target else {}),
         "schedule": dict(vars(settings.schedule)),
         "num_rows": len(pool),
         "data": pool.digest,

@@ -7,14 +7,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from dataflex.algorithms.base import PoolInfo, Progress, Selection, SelectorBase, Signals, State
+from dataflex.algorithms.base import PoolInfo, Progress, Selection, Signals, State
 from dataflex.algorithms.checks import require_one_of
-from dataflex.algorithms.select.less import group_columns
+from dataflex.algorithms.select.gradient import GradientSelector, group_columns
 from dataflex.core.draw import check_quota
 
 
 @dataclass(frozen=True, kw_only=True)
-class Icons(SelectorBase):
+class Icons(GradientSelector):
     """Take the samples that most target groups have among their best.
 
     With s_ik the similarity of sample i to group k (``less``) and Q the quota::
@@ -26,6 +26,7 @@ class Icons(SelectorBase):
 
     Args:
         tie_break: ``mean_rank`` over all groups, then row; or ``row`` alone.
+        gradient_type, engine, bias_correction, proj_dim, seed, cache_dir: see ``GradientSelector``.
 
     Raises:
         ConfigError: a parameter out of range.
@@ -40,6 +41,7 @@ class Icons(SelectorBase):
     source: ClassVar[str] = "ICONS 2501.00654"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_one_of("tie_break", self.tie_break, ("mean_rank", "row"))
 
     def init(self, pool: PoolInfo) -> State:
@@ -64,6 +66,7 @@ class Icons(SelectorBase):
                 "num_scored": int(scored_N.sum()),
                 "num_unscored": int((~scored_N).sum()),
             },
+            warnings=self.unused(progress),
         )
         return selection, state
 

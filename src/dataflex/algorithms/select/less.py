@@ -7,13 +7,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from dataflex.algorithms.base import PoolInfo, Progress, Selection, SelectorBase, Signals, State
+from dataflex.algorithms.base import PoolInfo, Progress, Selection, Signals, State
 from dataflex.algorithms.checks import require_one_of, require_range
+from dataflex.algorithms.select.gradient import GradientSelector, group_columns
 from dataflex.core.draw import check_quota, draw, top_k
 
 
 @dataclass(frozen=True, kw_only=True)
-class Less(SelectorBase):
+class Less(GradientSelector):
     """Take the samples of highest similarity to the target group that each serves best.
 
     With u_i the update that Adam would make of sample i's gradient, and q_j the gradient of target j::
@@ -28,6 +29,7 @@ class Less(SelectorBase):
         aggregate: ``max`` over groups, so that no group is drowned by larger ones, or ``mean`` over all targets.
         draw: ``top``; ``weighted`` by max(score, 0); or ``softmax`` of score / temperature; both without replacement.
         temperature: of the softmax, > 0.
+        gradient_type, engine, bias_correction, proj_dim, seed, cache_dir: see ``GradientSelector``.
 
     Raises:
         ConfigError: a parameter out of range.
@@ -43,6 +45,7 @@ class Less(SelectorBase):
     source: ClassVar[str] = "LESS 2402.04333"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_one_of("aggregate", self.aggregate, ("max", "mean"))
         require_one_of("draw", self.draw, ("top", "weighted", "softmax"))
         require_range("temperature", self.temperature, above=0)
@@ -69,7 +72,18 @@ class Less(SelectorBase):
             columns_N["weight"] = drawn_weights(scores_N, self.temperature if self.draw == "softmax" else None)
             rows_Q = draw(columns_N["weight"], quota, rng)
         notes = {"num_scored": int(scored_N.sum()), "num_unscored": int((~scored_N).sum())}
-        return Selection(rows_Q=rows_Q, decision="guided", columns_N=columns_N, notes=notes), state
+        return (
+            Selection(
+                rows_Q=rows_Q, decision="guided", columns_N=columns_N, notes=notes, warnings=self.unused(progress)
+            ),
+            state,
+        )
+
+    def rank(self, state: State, signals: Signals, progress: Progress, rng: np.random.Generator) -> np.ndarray:
+        sizes_G = signals["target_sizes"] if self.aggregate == "mean" else None
+        scores_N = aggregated(signals["similarities"], sizes_G)
+        scored_N = np.isfinite(scores_N)
+        return top_k(scores_N, int(scored_N.sum()), allowed_N=scored_N)
 
 
 def aggregated(similarities_NxG: np.ndarray, sizes_G: np.ndarray | None = None) -> np.ndarray:
@@ -104,8 +118,3 @@ def drawn_weights(scores_N: np.ndarray, temperature: float | None) -> np.ndarray
         powers = np.maximum((scores_N[scored_N] - scores_N[scored_N].max()) / temperature, -700.0)
         weights_N[scored_N] = np.exp(powers)
     return weights_N
-
-
-def group_columns(similarities_NxG: np.ndarray) -> dict[str, np.ndarray]:
-    """Each group's similarities as a column of the record."""
-    return {f"similarity_{group}": similarities_NxG[:, group] for group in range(similarities_NxG.shape[1])}

@@ -22,6 +22,7 @@ class Cost:
     num_passes: int
     choosing_s: float
     training_s: float  # the rest of the run's time: saving and logging are in it
+    gradient_tokens: int = 0  # of the scored ones: those whose gradient was taken
 
     def training_flops(self, num_weights: int, forwards: float) -> float:
         """``2 x weights x tokens x forwards``.
@@ -32,9 +33,10 @@ class Cost:
         """
         return FLOPS_PER_WEIGHT_AND_TOKEN * num_weights * self.trained_tokens * forwards
 
-    def choosing_flops(self, num_weights: int) -> float:
-        """``2 x weights x tokens``: a scoring pass is a forward."""
-        return FLOPS_PER_WEIGHT_AND_TOKEN * num_weights * self.scored_tokens
+    def choosing_flops(self, num_weights: int, forwards: float) -> float:
+        """``2 x weights x tokens``: a scoring pass is a forward, or what training a token costs for its gradient."""
+        tokens = self.scored_tokens - self.gradient_tokens + self.gradient_tokens * forwards
+        return FLOPS_PER_WEIGHT_AND_TOKEN * num_weights * tokens
 
 
 def read_cost(output_dir: Path) -> Cost:
@@ -60,5 +62,6 @@ def read_cost(output_dir: Path) -> Cost:
         scored_tokens=sum(scoring["num_tokens"] for scoring in passes),
         num_passes=len(passes),
         choosing_s=choosing_s,
+        gradient_tokens=sum(scoring["num_tokens"] for scoring in passes if scoring.get("what") == "gradients"),
         training_s=max(0.0, float(ends[-1]["seconds"]["running"]) - choosing_s),
     )

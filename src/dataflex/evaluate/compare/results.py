@@ -31,7 +31,7 @@ def run_record(
         "num_steps": cost.num_steps,
         **{metric: final[metric] for metric in METRICS},
         "curve": {str(step): {metric: values[metric] for metric in METRICS} for step, values in curve.items()},
-        "choosing_flops": cost.choosing_flops(num_weights),
+        "choosing_flops": cost.choosing_flops(num_weights, forwards),
         "training_flops": cost.training_flops(num_weights, forwards),
         **{key: value for key, value in dataclasses.asdict(cost).items() if key != "num_steps"},
     }

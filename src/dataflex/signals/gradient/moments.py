@@ -15,7 +15,7 @@ from dataflex.signals.cache import weights_digest
 from dataflex.signals.gradient.weights import Weights
 
 EPSILON = 1e-8
-REMEDY = "set preconditioner: none"
+REMEDY = "set gradient_type: sgd"
 
 
 @dataclass(frozen=True, kw_only=True)
