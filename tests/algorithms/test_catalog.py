@@ -10,6 +10,7 @@ from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.testing import Pool, SelectorCase, SelectorSuite, run
 
 DELTA, LOSS, RANDOM = SELECTORS["delta_loss"], SELECTORS["loss"], SELECTORS["random"]
+LESS, ICONS = SELECTORS["less"], SELECTORS["icons"]
 LENGTH, STATIC, REPLAY = SELECTORS["length"], SELECTORS["static"], SELECTORS["replay"]
 
 
@@ -19,6 +20,23 @@ def recorded(pool, progress, quota):
     return np.roll(rows, -progress.segment * quota)[np.arange(quota) % len(rows)]
 
 
+def similarities(pool, progress, quota):
+    """To two groups; a row without a loss has no gradient."""
+    both = np.stack([pool.fall_N * 7, -pool.fall_N * 3 + pool.scores_N / 50], axis=1).astype(np.float32)
+    both[~np.isfinite(pool.start_N) | (pool.label_tokens_N == 0)] = np.nan
+    return both
+
+
+def target_sizes(pool, progress, quota):
+    return np.array([3, 5])
+
+
+GRADIENTS = {"similarities": similarities, "target_sizes": target_sizes}
+# Votes of several groups tie, and ties go by row; one group ranks by its similarities.
+ONE_GROUP = {
+    "similarities": lambda *at: similarities(*at)[:, :1],
+    "target_sizes": lambda *at: np.array([3]),
+}
 CASES = [
     SelectorCase(DELTA(), ranks_by_row=True),
     SelectorCase(DELTA(baseline="run_start", normalize="initial"), ranks_by_row=True),
@@ -39,6 +57,9 @@ CASES = [
     SelectorCase(STATIC(path="scores.npy", draw="weighted")),
     SelectorCase(STATIC(path="scores.npy", draw="weighted", reuse="always")),
     SelectorCase(REPLAY(path="former"), signals={"replay": recorded}),
+    SelectorCase(LESS(), signals=GRADIENTS, ranks_by_row=True),
+    SelectorCase(LESS(aggregate="mean", draw="softmax"), signals=GRADIENTS),
+    SelectorCase(ICONS(), signals=ONE_GROUP, ranks_by_row=True),
 ]
 
 
@@ -100,6 +121,10 @@ BAD = [
     *[(LENGTH, {"band": v}) for v in ([-0.1, 0.5], [0.5, 1.1], [0.7, 0.3], [0.1, 0.2, 0.3], 0.5)],
     (STATIC, {"draw": "in order"}),
     (STATIC, {"reuse": "sometimes"}),
+    *[(LESS, {name: "maen"}) for name in ("aggregate", "draw", "gradient_type", "engine")],
+    *[(LESS, {"temperature": v}) for v in (0, -1.0, float("nan"))],
+    *[(LESS, {"proj_dim": v}) for v in (0, -4)],
+    (ICONS, {"tie_break": "rank"}),
 ]
 
 

@@ -284,7 +284,7 @@ def test_bias_correction_gives_adams_own_next_step() -> None:
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adagrad])
 def test_other_optimizers_are_refused(kind: type) -> None:
     model = make_model("lora")
-    with pytest.raises(ConfigError, match=rf"{kind.__name__}.*preconditioner: none"):
+    with pytest.raises(ConfigError, match=rf"{kind.__name__}.*gradient_type: sgd"):
         adam_of(kind(model.parameters(), lr=0.1), model, trainable_weights(model))
 
 

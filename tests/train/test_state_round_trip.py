@@ -27,6 +27,8 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
     "length": [{}, {"take": "band"}],
     "static": [{"path": "scores.npy"}, {"path": "scores.npy", "draw": "weighted"}],
     "replay": [{"path": "former"}],
+    "less": [{}, {"draw": "softmax", "aggregate": "mean"}],
+    "icons": [{}, {"tie_break": "row"}],
 }
 CASES = [(name, params) for name, several in PARAMS.items() for params in several]
 
@@ -40,7 +42,11 @@ def signals_at(step: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(step)
     losses_N = rng.random(NUM_ROWS).astype(np.float32)
     losses_N[[3, 9]] = np.nan, np.inf
+    similarities_NxG = rng.standard_normal((NUM_ROWS, 2)).astype(np.float32)
+    similarities_NxG[[3, 9]] = np.nan
     return {
+        "similarities": similarities_NxG,
+        "target_sizes": np.array([3, 5]),
         "loss": losses_N,
         "times_trained": rng.integers(0, 3, NUM_ROWS).astype(np.int32),
         "file": np.where(np.arange(NUM_ROWS) % 5 == 0, np.nan, np.arange(NUM_ROWS) / 3 + 0.1),

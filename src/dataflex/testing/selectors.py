@@ -88,7 +88,7 @@ class SelectorCase:
     def can_draw(self, pool: Pool) -> np.ndarray:
         """Rows that this method may draw."""
         drawable_N = pool.label_tokens_N > 0
-        if "loss" in self.selector.needs:
+        if {"loss", "similarities"} & self.selector.needs:  # a row without a loss has no gradient either
             drawable_N = drawable_N & np.isfinite(pool.start_N)
         if "file" in self.selector.needs:
             drawable_N = drawable_N & np.isfinite(pool.scores_N)

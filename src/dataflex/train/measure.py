@@ -131,8 +131,8 @@ class Measurer:
         assert self._target is not None, "the settings of a run are checked for a target before it"
         if scores_own_loss(trainer):
             raise ConfigError(
-                f"{type(trainer).__name__} has a loss of its own, and gradients are of the loss of tokens; take a method "
-                "that needs no target"
+                f"{type(trainer).__name__} has a loss of its own, and gradients are of the loss of tokens; take a "
+                "method that needs no target"
             )
         if self._sharded:
             raise ConfigError(

@@ -60,11 +60,21 @@ class Exact:
         raw_R = torch.linalg.vecdot(gradients_Rx.flatten(1), gradients_Rx.flatten(1)).double()
         updates_RxP = (gradients_Rx if self._adam is None else self._adam.update(name, gradients_Rx)).flatten(1)
         squares_R = raw_R if self._adam is None else torch.linalg.vecdot(updates_RxP, updates_RxP).double()
-        return torch.cat([(updates_RxP @ vectors_GxP.T).double(), squares_R[:, None], raw_R[:, None]], dim=1)
+        return torch.cat([dot(updates_RxP, vectors_GxP), squares_R[:, None], raw_R[:, None]], dim=1)
 
     def finish(self) -> torch.Tensor:
         self._sums_RxC[:, -2:].sqrt_()
         return self._sums_RxC
+
+
+# Longer sums than this are added up in float64: some processors' fp32 products of millions of terms are off by 3e-4.
+BLOCK = 1 << 16
+
+
+def dot(left_RxP: torch.Tensor, right_GxP: torch.Tensor) -> torch.Tensor:
+    """Inner products of all rows, float64, shape (R, G)."""
+    blocks = zip(left_RxP.split(BLOCK, dim=1), right_GxP.split(BLOCK, dim=1), strict=True)
+    return sum(((left @ right.T).double() for left, right in blocks), start=left_RxP.new_zeros((), dtype=torch.float64))
 
 
 class Ghost:
