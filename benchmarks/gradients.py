@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from benchmarks.scoring import collate, make_model, make_rows, peak_extra, quickstart_rows, timed
-from dataflex.signals.gradient.collect import Place
+from dataflex.signals.collect import Place
 from dataflex.signals.gradient.moments import adam_of
 from dataflex.signals.gradient.signal import Source
 from dataflex.signals.gradient.similarity import factorised_similarities, pass_key, similarities, target_groups

@@ -18,7 +18,7 @@ from torch import nn
 
 from dataflex.core.errors import ConfigError
 from dataflex.signals.gradient.capture import Captured
-from dataflex.signals.gradient.collect import Place
+from dataflex.signals.collect import Place
 from dataflex.signals.gradient.engines import Exact, Ghost, inner_products, pair_products
 from dataflex.signals.gradient.factorised import Factorised
 from dataflex.signals.gradient.moments import Adam, Moments, adam_of
@@ -341,7 +341,7 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize("engine", ["exact", "factorised"])
 def test_a_killed_pass_goes_on_and_gives_the_same(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataflex.signals.gradient.collect.BLOCK_ROWS", 4)
+    monkeypatch.setattr("dataflex.signals.collect.BLOCK_ROWS", 4)
     model, optimizer = trained()
     adam = adam_of(optimizer, model, trainable_weights(model)) if engine == "exact" else None
     whole = measured(model, adam, tmp_path / "whole", engine=engine, batch_tokens=None)
@@ -408,7 +408,7 @@ def test_features_serve_other_targets(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataflex.signals.gradient.collect.BLOCK_ROWS", 16)
+    monkeypatch.setattr("dataflex.signals.collect.BLOCK_ROWS", 16)
     model, optimizer = trained()
     adam = adam_of(optimizer, model, trainable_weights(model))
     rows = [POOL[1]] * 96

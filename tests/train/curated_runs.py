@@ -117,7 +117,7 @@ class Run:
         self.plan = make(schedule, num_epochs=num_epochs, pool_steps=-(-len(self.pool) // GEOMETRY.global_batch))
         self.ledger = Ledger(output_dir)
 
-        def measure(name: str, progress: Any) -> Measured:
+        def measure(name: str, progress: Any, rows: Any = None) -> Measured:
             assert name == "loss"
             self.measured.append(progress.step)
             cost = {

@@ -81,7 +81,7 @@ def test_an_adapters_folder_is_the_adapter_on_its_base(folder: Path, tmp_path: P
 
 def test_it_looks_at_the_rows_as_the_trained_model_does(folder: Path) -> None:
     trained = LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.bfloat16)
-    model = reference(folder, trained)._model
+    model = reference(folder, trained).model
     assert model.config._attn_implementation == "eager"
     assert model.dtype == torch.bfloat16
     assert not model.training

@@ -109,13 +109,13 @@ def watched(trainer: Any) -> list[dict[str, Any]]:
     seen: list[dict[str, Any]] = []
     measure: Callable[..., Any] = trainer.curator._measure
 
-    def measuring(name: str, progress: Any) -> Any:
+    def measuring(name: str, progress: Any, rows: Any = None) -> Any:
         if name == "similarities":
             optimizer = trainer.optimizer.optimizer
             state = {n: optimizer.state[p] for n, p in trainer.model.named_parameters() if p in optimizer.state}
             moments = {n: (s["exp_avg"].clone(), s["exp_avg_sq"].clone()) for n, s in state.items()}
             seen.append({"model": copy.deepcopy(trainer.model), "moments": moments})
-        return measure(name, progress)
+        return measure(name, progress, rows)
 
     trainer.curator._measure = measuring
     return seen
@@ -140,7 +140,7 @@ def test_similarities_are_those_of_two_loops_of_autograd_and_decide(tmp_path: Pa
         assert np.isnan(found[9]).all(), "it has no label"
     assert ledger.run()["target"]["groups"] == {"g0": 5, "g1": 2}
     scoring = guided[0]["scoring"]
-    assert scoring["what"] == "gradients"
+    assert scoring["gradient_tokens"] == scoring["num_tokens"]
     assert scoring["num_rows"] == NUM_ROWS - 1
 
 

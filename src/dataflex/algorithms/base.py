@@ -43,10 +43,20 @@ SIGNALS = {
     "replay": "the rows that a former run's ledger recorded for this segment, in training order, int64",
     "similarities": "mean cosine of each row's update with the gradients of each target group, float32, shape (N, G)",
     "target_sizes": "rows of each target group, int64, shape (G,) (no model pass)",
+    "embeddings": "a unit vector of each row, float32, shape (N, E), memory-mapped, NaN where it has none",
+    "target_embeddings": "the same of each target row, shape (M, E)",
+    "neighbours_file": "nearest pool rows of each query, from the file that `indices_path` names, int64, shape (M, K)",
+    "reference_loss": "loss of each row under the reference model that the method names, float32, NaN as for loss",
+    "answer_losses": "mean loss of the answer's tokens after the prompt and without it, float32, shape (N, 2)",
+    "trajectories": "losses of each row over a former run, float32, shape (N, C), NaN where it was not measured",
+    "source": "data set of each row, counted from 0, int64; -1 where it is not known",
 }
 
 # Those that tell how a row serves the target: the run must name one.
-TARGET_SIGNALS = frozenset({"similarities", "target_sizes"})
+TARGET_SIGNALS = frozenset({"similarities", "target_sizes", "target_embeddings"})
+
+# Model passes that a method may limit to some rows of a decision (``candidates``).
+LIMITED_SIGNALS = frozenset({"loss", "similarities"})
 
 # What a mixer may ask for; one entry a domain, float64.
 DOMAIN_SIGNALS = {
@@ -107,6 +117,15 @@ class Selector(Protocol):
         """Take in signals that were measured at a warm-up; chooses nothing."""
         ...
 
+    def candidates(
+        self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator
+    ) -> tuple[np.ndarray | None, State]:
+        """Rows, int64, to which model passes of this decision are limited, None: all; and the state after it. Pure.
+
+        ``signals`` are those that take no pass of that kind.
+        """
+        ...
+
     def select(
         self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator
     ) -> tuple[Selection, State]:
@@ -135,6 +154,11 @@ class SelectorBase:
 
     def observe(self, state: State, signals: Signals, progress: Progress) -> State:
         return state
+
+    def candidates(
+        self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator
+    ) -> tuple[np.ndarray | None, State]:
+        return None, state
 
     def rank(self, state: State, signals: Signals, progress: Progress, rng: np.random.Generator) -> np.ndarray:
         """All rows that may be drawn, best first, int64, shape (M,): what a mixer takes its counts from.

@@ -77,3 +77,31 @@ def _numbers(values: Any, *, whole: bool = False) -> np.ndarray:
         what = f"{values.dtype} values of shape {values.shape}" if isinstance(values, np.ndarray) else "an archive"
         raise ValueError(f"it holds {what}; one flat list of {'whole ' if whole else ''}numbers is needed")
     return values
+
+
+def read_neighbours(path: str, num_rows: int) -> np.ndarray:
+    """Nearest pool rows of each query from a .npy file, int64, shape (M, K); -1 where a query has fewer.
+
+    Raises:
+        ConfigError: no such file, another form, or rows outside of the pool.
+    """
+    try:
+        values = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise ConfigError(
+            f"indices_path {path!r} cannot be read ({error.strerror or error}); check its name"
+        ) from error
+    except (ValueError, EOFError) as error:
+        raise ConfigError(f"indices_path {path!r} is no .npy file ({' '.join(str(error).split())})") from error
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "iu" or values.size == 0:
+        form = f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else "an archive"
+        raise ConfigError(
+            f"indices_path {path!r} holds {form}; row numbers of shape (queries, neighbours) are needed, nearest first"
+        )
+    outside = values[(values < -1) | (values >= num_rows)]
+    if outside.size:
+        raise ConfigError(
+            f"indices_path {path!r} names row {outside[0]}, but the training set has rows 0 to {num_rows - 1}; make it "
+            "again of the tokenised training set"
+        )
+    return values.astype(np.int64)

@@ -13,10 +13,11 @@ import numpy as np
 from dataflex.algorithms.base import Progress
 from dataflex.core.order import Geometry
 from dataflex.core.plan import Schedule, SegmentPlan
-from dataflex.train.decide import Situation, decide, initial_state, part
+from dataflex.train.decide import Situation, candidates, decide, in_turn, initial_state, part
 from dataflex.train.describe import cost_of_choosing, describe
 from dataflex.train.former import Former
 from dataflex.train.line import segment_line
+from dataflex.train.measure import added
 from dataflex.train.mixin import DynamicDataMixin
 from dataflex.train.pool import Pool
 from dataflex.train.progress import say
@@ -76,9 +77,9 @@ class ChooseOnceMixin(DynamicDataMixin):
         self._ledger.begin(record, self._row_columns())  # the pass keeps its batch size there
         # As for an evaluation: the host's precision, nothing that training needs.
         self.accelerator.prepare_model(self.model, evaluation_mode=True)  # type: ignore[attr-defined]
-        signals, scoring = self._measure(progress)
+        signals, scoring, state = self._measure(progress, state, quota)
         scorable_N = pool.info.trainable_N
-        if "loss" in signals:
+        if "loss" in signals and not method.limits_passes:
             scorable_N = scorable_N & np.isfinite(signals["loss"])
         chose = time.perf_counter()
         at = Situation(
@@ -113,16 +114,23 @@ class ChooseOnceMixin(DynamicDataMixin):
         self._keep(line, rows_Q, columns_N)
         raise Chosen(Choice(rows_Q=rows_Q, columns_N=columns_N))
 
-    def _measure(self, progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def _measure(
+        self, progress: Progress, state: dict[str, np.ndarray], quota: int
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, np.ndarray]]:
+        """The signals of the decision, what the first pass of them cost, and the state after the method named rows."""
         signals: dict[str, np.ndarray] = {}
         scoring: dict[str, Any] = {}
-        for name in sorted(self._dataflex.method.needs_at(progress)):
+        method, rows_R = self._dataflex.method, None
+        at_hand, limited = in_turn(method.needs_at(progress))
+        for name in [*at_hand, *limited]:
+            if name in limited[:1]:
+                rows_R, state = candidates(method, progress, state, signals, quota=quota, seed=self.curator.seed)
             if name == "times_trained":
                 signals[name] = np.zeros(len(self.curator.pool), dtype=np.int32)
                 continue
-            measured = self.measurer(name, progress)
-            signals[name], scoring = measured.values, scoring or measured.cost
-        return signals, scoring
+            measured = self.measurer(name, progress, rows_R)
+            signals[name], scoring = measured.values, added(scoring, measured.cost)
+        return signals, scoring, state
 
     def _selection_record(self, quota: int, progress: Progress) -> dict[str, Any]:
         """run.yaml: a run of one segment with one sample a step; what the method was told is kept beside it."""

@@ -22,12 +22,12 @@ from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.groups import Groups
 from dataflex.ledger.ledger import Ledger
 from dataflex.train.checkpoint import MARKS, STATE_FILE, read_state, write_state
-from dataflex.train.decide import MIX, Decision, Situation, decide, initial_state, part, prefixed
+from dataflex.train.decide import MIX, Decision, Situation, candidates, decide, in_turn, initial_state, part, prefixed
 from dataflex.train.describe import cost_of_choosing, describe, describe_cost
 from dataflex.train.domains import LEARNED, Domains
 from dataflex.train.former import Former, difference
 from dataflex.train.line import segment_line
-from dataflex.train.measure import Measured
+from dataflex.train.measure import Measured, added
 from dataflex.train.method import Method
 from dataflex.train.metrics import metrics
 from dataflex.train.pool import Pool
@@ -52,7 +52,7 @@ class Curator:
         seed: int,
         ledger: Ledger,
         ranks: Ranks,
-        measure: Callable[[str, Progress], Measured],
+        measure: Callable[[str, Progress, np.ndarray | None], Measured],
         spot_check: Callable[[np.ndarray], Measured],
         host_order: Callable[[int], np.ndarray],
         say: Callable[[str], None],
@@ -147,12 +147,15 @@ class Curator:
         progress, method = self.plan.progress(segment), self.method
         self._shown.take()
         finished = self._shown.finish_segment(segment)
-        names = sorted(frozenset() if method.follows_host else method.needs_at(progress))
+        at_hand, limited = in_turn(frozenset() if method.follows_host else method.needs_at(progress))
         signals: dict[str, np.ndarray] = {}
         scoring: dict[str, Any] = {}
         warnings: list[str] = []
         kept = self.ranks.from_main(lambda: sorted(self._former.signals(self._former.in_force(segment.index))))
-        for name in names:
+        rows_R: np.ndarray | None = None  # those that dear signals are limited to
+        for name in [*at_hand, *limited]:
+            if name in limited[:1]:
+                rows_R = self.ranks.from_main(lambda: self._candidates(segment, progress, signals))
             if name == "times_trained":
                 signals[name] = self._times_trained_N.copy()
             elif name == "training_loss":
@@ -164,11 +167,11 @@ class Curator:
                 if name == "loss":
                     self._measure_again(segment)
             else:
-                measured = self._measure(name, progress)
+                measured = self._measure(name, progress, rows_R)
                 signals[name] = measured.values
-                scoring = scoring or measured.cost
                 if name == "loss":
                     warnings += self.ranks.from_main(lambda m=measured: self._compare(segment, m, signals))
+                scoring = added(scoring, measured.cost)
         # In the host's own order nothing is chosen: every rank knows the rows, rank 0 records them.
         epoch_rows = self._host_order(segment.cycle) if method.follows_host else None
         line, rows_Q, numbers, mix_state = self.ranks.from_main(
@@ -184,6 +187,12 @@ class Curator:
             self._say(describe(line))
         self._log(numbers)
         return rows_Q
+
+    def _candidates(self, segment: Segment, progress: Progress, signals: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """Rows that the method wants measured, None: all (rank 0)."""
+        quota = segment.num_steps * self.geometry.global_batch
+        rows_R, self._state = candidates(self.method, progress, self._state, signals, quota=quota, seed=self.seed)
+        return rows_R
 
     def _measure_again(self, segment: Segment) -> None:
         """Losses of some rows, to see that recorded ones are those of the present weights (collective)."""
@@ -229,7 +238,7 @@ class Curator:
     ) -> tuple[dict[str, Any], np.ndarray, dict[str, float], dict[str, np.ndarray]]:
         """Decide and record one segment: its line, its rows, its numbers, the mixer's state after it (rank 0)."""
         quota = segment.num_steps * self.geometry.global_batch
-        if "loss" in signals:
+        if "loss" in signals and not self.method.limits_passes:
             self._scorable_N = self.pool.info.trainable_N & np.isfinite(signals["loss"])
         chose = time.perf_counter()
         if epoch_rows is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflex.algorithms.base import Mixture, PoolInfo, Progress, Selection
+from dataflex.algorithms.base import LIMITED_SIGNALS, Mixture, PoolInfo, Progress, Selection
 from dataflex.algorithms.mix.rows import count_domains, take_rows
 from dataflex.algorithms.order.base import next_of_run
 from dataflex.core.compose import mix_then_select, ranking_of_weights, select_then_mix
@@ -20,6 +20,7 @@ from dataflex.train.domains import Domains
 from dataflex.train.method import Method, score_signal
 
 State = dict[str, np.ndarray]
+RECORDED = ("loss", "training_loss", "reference_loss")  # signals that are columns of the record, whatever the method
 MIX, KEPT, ORDER = "mix.", "kept.", "order."  # prefixes of the state, beside the selector's own
 
 
@@ -63,6 +64,33 @@ def initial_state(method: Method, pool: PoolInfo, domains: Domains | None) -> St
     return state
 
 
+def in_turn(names: frozenset[str]) -> tuple[list[str], list[str]]:
+    """Signals in the order in which they are measured: those at hand, then those that may be limited to some rows."""
+    return sorted(names - LIMITED_SIGNALS), sorted(names & LIMITED_SIGNALS)
+
+
+def candidates(
+    method: Method,
+    progress: Progress,
+    state: Mapping[str, np.ndarray],
+    signals: Mapping[str, np.ndarray],
+    *,
+    quota: int,
+    seed: int,
+) -> tuple[np.ndarray | None, State]:
+    """Rows to which the dear signals of a decision are limited, ascending; None: all. And the state after it.
+
+    Args:
+        signals: the others.
+    """
+    state = dict(state)
+    find = getattr(method.selector, "candidates", None)
+    if find is None or not method.selects or progress.is_warmup or not method.selector_decides(progress):
+        return None, state
+    rows_R, new = find(part(state), signals, quota, progress, segment_rng(seed, progress.segment, "candidates"))
+    return (None if rows_R is None else np.sort(np.asarray(rows_R, dtype=np.int64))), {**others(state), **new}
+
+
 def decide(method: Method, progress: Progress, state: Mapping[str, np.ndarray], at: Situation) -> Decision:
     """Choose the rows of one segment: a warm-up draw, or what selector and mixer say, as the order arranges them.
 
@@ -78,7 +106,7 @@ def decide(method: Method, progress: Progress, state: Mapping[str, np.ndarray], 
         decision = Decision(selection=selection, rows_Q=selection.rows_Q, state={**others(state), **new})
     else:
         decision = _composed(method, progress, state, at)
-    recorded = {name: at.signals[name] for name in ("loss", "training_loss") if name in at.signals}
+    recorded = {name: at.signals[name] for name in RECORDED if name in at.signals}
     # On record, whatever the method keeps: a resume decides from it again.
     selection = replace(decision.selection, columns_N={**recorded, **decision.selection.columns_N})
     return _arranged(method, progress, replace(decision, selection=selection), at)

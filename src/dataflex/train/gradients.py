@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dataflex.core.errors import ConfigError
-from dataflex.signals.gradient.collect import Place
+from dataflex.signals.collect import Place
 from dataflex.signals.gradient.moments import Adam, adam_of
 from dataflex.signals.gradient.signal import Source
 from dataflex.signals.gradient.similarity import (
@@ -51,11 +51,12 @@ class GradientPass:
     batch_tokens: int | None
     say: Callable[[str], None]
 
-    def __call__(self, selector: Any, ranks: Collective) -> Similarities:
+    def __call__(self, selector: Any, ranks: Collective, rows: np.ndarray | None = None) -> Similarities:
         """Mean cosines with each group, for every row that has a label token.
 
         Args:
             selector: its ``gradient_type``, ``engine``, ``proj_dim`` and ``seed`` say how.
+            rows: of these alone; None: of all.
 
         Raises:
             ConfigError: weights that are sharded, an optimizer without moments, more than a few left out.
@@ -65,7 +66,8 @@ class GradientPass:
         model = trainer.accelerator.unwrap_model(trainer.model)
         weights = trainable_weights(model)
         adam = self._adam(selector, model, weights)
-        pool, rows = self.source_of(trainer.train_dataset), np.flatnonzero(info.trainable_N)
+        pool = self.source_of(trainer.train_dataset)
+        rows = np.flatnonzero(info.trainable_N) if rows is None else rows[info.trainable_N[rows]]
         num_target_tokens = int(self.target.pool.info.num_tokens_N.sum())
         progress = PassProgress(
             len(rows) + len(self.target),

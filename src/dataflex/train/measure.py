@@ -20,20 +20,26 @@ from dataflex.ledger.ledger import Ledger
 from dataflex.signals.adapter import adds_nothing, without_adapter
 from dataflex.signals.base import undisturbed
 from dataflex.signals.cache import SignalCache, weights_digest
-from dataflex.signals.file import read_scores
+from dataflex.signals.file import read_neighbours, read_scores
 from dataflex.signals.gradient.signal import Source
 from dataflex.signals.loss import LossSignal, mean_losses, rows_to_check
 from dataflex.signals.own_loss import ONE_ROW, OwnLossSignal
 from dataflex.signals.sweep import Collective, Sweep, sweep
+from dataflex.train.answers import Answers, tokenizer_of
+from dataflex.train.embeddings import Embedded, EmbeddingPass
 from dataflex.train.gradients import GradientPass
 from dataflex.train.method import Method, named_files
 from dataflex.train.pool import Pool, holds_media, row_labels
 from dataflex.train.progress import PassProgress
 from dataflex.train.ranks import Ranks
+from dataflex.train.reference import Reference
 from dataflex.train.stage_loss import batch_losses, counters_untouched, scores_own_loss
 from dataflex.train.target import Target
+from dataflex.train.trajectories import source_codes, trajectories
 
 SPOT_CHECK_TOKENS = 1024  # padded tokens of a batch where none has been found yet
+FROM_CACHE = {"source": "cache", "num_rows": 0, "num_tokens": 0, "seconds": 0.0}
+SELF_BASE = "self"
 OWN_LOSS = "the trainer's own, each row alone"
 LOSS_DEFINITION = "mean negative log-likelihood over label tokens, eval mode, fp32 sums, version 1"
 
@@ -78,22 +84,46 @@ class Measurer:
         self._trainer, self._selector, self._pool, self._ranks, self._say = trainer, selector, pool, ranks, say
         self._ledger, self._batch_tokens, self._columns = ledger, batch_tokens, columns or {}
         self._fresh = fresh
+        self._embedded: dict[str, Embedded] = {}  # made, and not asked for yet
         self._told_why = False
         self._signal: LossSignal | OwnLossSignal | None = None  # one a run: its fast path is checked once
         self._cache = SignalCache(Path(getattr(selector, "cache_dir", None) or ledger.root / "cache"))
 
-    def __call__(self, name: str, progress: Progress) -> Measured:
+    def __call__(self, name: str, progress: Progress, rows: np.ndarray | None = None) -> Measured:
+        """Measure one signal.
+
+        Args:
+            rows: ``loss`` and ``similarities`` of these alone, NaN for the others; None: of all.
+
+        Raises:
+            ConfigError: nothing measures it, or it does not fit the run.
+        """
         match name:
             case "loss":
-                return self._loss(progress)
+                return self._loss(progress, rows)
             case "file":
                 return Measured(values=self._ranks.from_main(self._file))
             case "replay":
                 return Measured(values=self._ranks.from_main(lambda: self._replay(progress)))
             case "similarities":
-                return self._similarities()
+                return self._similarities(rows)
             case "target_sizes" if self._target is not None:
                 return Measured(values=self._target.sizes_G)
+            case "embeddings" | "target_embeddings":
+                return self._embeddings(name)
+            case "neighbours_file":
+                path = self._selector.indices_path
+                return Measured(values=self._ranks.from_main(lambda: read_neighbours(path, len(self._pool))))
+            case "reference_loss":
+                return self._reference_loss()
+            case "answer_losses":
+                return self._answer_losses()
+            case "trajectories":
+                return Measured(
+                    values=self._ranks.from_main(lambda: trajectories(self._selector.path, self._pool, self._columns))
+                )
+            case "source":
+                return Measured(values=source_codes(self._columns, len(self._pool)))
         kind, _, what = name.partition(":")
         if kind == "column":
             return Measured(values=number_column(what, self._columns))
@@ -101,8 +131,8 @@ class Measurer:
             return Measured(values=self._ranks.from_main(lambda: self._scores(what)))
         raise ConfigError(f"the method needs a signal {name!r}, which nothing measures; known: {', '.join(SIGNALS)}")
 
-    def _loss(self, progress: Progress) -> Measured:
-        """Mean loss of every row under the current model; initial losses come from the cache where they are there."""
+    def _loss(self, progress: Progress, rows: np.ndarray | None) -> Measured:
+        """Mean loss of rows under the current model; initial losses come from the cache where they are there."""
         # Only the initial losses can serve another run: any later weights are this run's alone.
         cacheable = hasattr(self._selector, "cache_dir") and (progress.step == 0 or progress.is_first_selection)
         # Losses of the base model serve every run that starts from it, whatever its adapter.
@@ -111,29 +141,29 @@ class Measurer:
         serves = key is not None and not self._fresh
         cached = self._ranks.from_main(lambda: self._load(key or {})) if serves else None
         if cached is not None:
-            cost = {"source": "cache", "num_rows": 0, "num_tokens": 0, "seconds": 0.0}
-            return Measured(values=cached, cost=cost)
+            return Measured(values=cached if rows is None else only(rows, cached), cost=dict(FROM_CACHE))
         with without_adapter(self._trainer.model) if at_base else nullcontext():
             budget = self._known_budget()
-            measured = self._sweep_losses(np.flatnonzero(self._pool.info.trainable_N), budget)
+            trainable_N = self._pool.info.trainable_N
+            asked = np.flatnonzero(trainable_N) if rows is None else rows[trainable_N[rows]]
+            measured = self._sweep_losses(asked, budget)
             self._keep_budget(measured.cost["batch_tokens"], budget)
-        if key is not None and self._ranks.is_main:
-            try:
-                self._cache.save(key, measured.values)
-            except (OSError, SafetensorError) as error:  # a cache is a convenience
-                reason = " ".join(str(error).split())
-                self._say(f"the initial losses could not be kept in {self._cache.directory} ({reason}): go on")
+        if key is not None and rows is None and self._ranks.is_main:
+            self._cache_or_say(key, measured.values)
         return measured
 
-    def _similarities(self) -> Measured:
-        """Similarity of every row to each group of the target, under the present weights and moments."""
+    def _cache_or_say(self, key: Mapping[str, str], values: np.ndarray) -> None:
+        try:
+            self._cache.save(key, values)
+        except (OSError, SafetensorError) as error:  # a cache is a convenience
+            reason = " ".join(str(error).split())
+            self._say(f"the losses could not be kept in {self._cache.directory} ({reason}): go on")
+
+    def _similarities(self, rows: np.ndarray | None) -> Measured:
+        """Similarity of rows to each group of the target, under the present weights and moments."""
         trainer = self._trainer
         assert self._target is not None, "the settings of a run are checked for a target before it"
-        if scores_own_loss(trainer):
-            raise ConfigError(
-                f"{type(trainer).__name__} has a loss of its own, and gradients are of the loss of tokens; take a "
-                "method that needs no target"
-            )
+        self._refuse_own_loss("gradients are of the loss of tokens")
         if self._sharded:
             raise ConfigError(
                 "gradients a sample at a time need the whole weights on every rank, and FSDP and DeepSpeed cut them "
@@ -148,14 +178,119 @@ class Measurer:
             batch_tokens=self._batch_tokens,
             say=self._say,
         )
-        found = measure(self._selector, self._collective(sharded=False))
+        found = measure(self._selector, self._collective(sharded=False), rows)
         cost = {
             "source": "measured",
-            "what": "gradients",
             **found.cost,
+            "gradient_tokens": found.cost["num_tokens"],
             "tokens_per_s": found.cost["num_tokens"] / max(found.cost["seconds"], 1e-9),
         }
         return Measured(values=found.similarities_NxG, cost=cost)
+
+    def _embeddings(self, name: str) -> Measured:
+        """Embeddings of the pool or of the target, on the first rank; both are made when one is asked for."""
+        ranks = self._collective(sharded=False)
+        if not self._embedded:
+            sources = [(self._trainer.train_dataset, self._pool)]
+            if self._target is not None:
+                sources.append((self._target.dataset, self._target.pool))
+            embed = EmbeddingPass(
+                trainer=self._trainer,
+                fetch=fetch,
+                directory=self._cache.directory,
+                batch_tokens=self._batch_tokens,
+                sharded=self._sharded,
+                say=self._say,
+            )
+            made = embed(self._selector, sources, ranks)
+            self._embedded = dict(zip(("embeddings", "target_embeddings"), made, strict=False))
+        found = self._embedded.pop(name)
+        cost: dict[str, Any] = {
+            "source": "measured" if found.cost.num_rows else "cache",
+            "num_rows": found.cost.num_rows,
+            "num_tokens": found.cost.num_tokens,
+            "seconds": found.seconds if found.cost.num_rows else 0.0,
+            "tokens_per_s": found.cost.num_tokens / max(found.seconds, 1e-9),
+            "files": {name: str(found.path)},
+        }
+        # Only the first rank decides, and only its host need have the file.
+        return Measured(values=found.read() if self._ranks.is_main else np.zeros((0, 0), np.float32), cost=cost)
+
+    def _reference_loss(self) -> Measured:
+        """Mean loss of every row under the reference that the method names; kept for other runs."""
+        trainer, path = self._trainer, self._selector.reference
+        self._refuse_own_loss("a reference's loss is of tokens")
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if path == SELF_BASE:
+            if not hasattr(model, "disable_adapter"):
+                raise ConfigError(
+                    "reference: self is the model without its adapter, and this run trains none; name a model"
+                )
+            with without_adapter(model):
+                return self._losses_of(model, "reference_loss", weights_digest(model, "base"))
+        reference = Reference(path, model, trainer.accelerator).model
+        return self._losses_of(reference, "reference_loss", weights_digest(reference))
+
+    def _answer_losses(self) -> Measured:
+        """Losses of the answers after their prompts and without them, shape (N, 2); see ``train.answers``."""
+        self._refuse_own_loss("its losses are of tokens")
+        trainer, selector = self._trainer, self._selector
+        own = trainer.accelerator.unwrap_model(trainer.model)
+        if selector.model == SELF_BASE and self._sharded:
+            raise ConfigError(
+                "model: self needs the whole weights on every rank, and FSDP and DeepSpeed cut them apart; name a "
+                "small model to score with"
+            )
+        answers = Answers(
+            dataset=trainer.train_dataset,
+            fetch=fetch,
+            row_labels=lambda features: row_labels(features, self._source(trainer.train_dataset).collate),
+            header=selector.header,
+            own=tokenizer_of(trainer),
+        )
+        model, answers = (
+            (own, answers) if selector.model == SELF_BASE else answers.scored_by(selector.model, own, trainer)
+        )
+        both, digest = [], weights_digest(model)
+        for prompted in (True, False):
+            source = replace(
+                self._source(trainer.train_dataset), model=model, **answers.source_fields(prompted=prompted)
+            )
+            both.append(
+                self._losses_of(model, "answer_loss", digest, source=source, what=answers.told(prompted=prompted))
+            )
+        values_Nx2 = np.stack([one.values for one in both], axis=1)
+        return Measured(values=values_Nx2, cost=added(both[0].cost, both[1].cost))
+
+    def _losses_of(
+        self, model: Any, signal: str, digest: str | None, *, source: Source | None = None, what: str = ""
+    ) -> Measured:
+        """Mean losses of all rows under a model that is whole on every rank, kept in the cache."""
+        trainer = self._trainer
+        key = {
+            "signal": signal,
+            "weights": str(digest),
+            "data": self._pool.digest,
+            "definition": f"{LOSS_DEFINITION}{what}",
+            "precision": f"{getattr(model, 'dtype', None)}, autocast {trainer.accelerator.mixed_precision}",
+        }
+        serves = digest is not None and not self._fresh
+        cached = self._ranks.from_main(lambda: self._cache.load(key)) if serves else None
+        if cached is not None and len(cached) == len(self._pool):
+            return Measured(values=cached, cost=dict(FROM_CACHE))
+        source = source or replace(self._source(trainer.train_dataset), model=model)
+        measured = self._sweep_losses(
+            np.flatnonzero(self._pool.info.trainable_N), self._batch_tokens, LossSignal(**vars(source))
+        )
+        if digest is not None and self._ranks.is_main:
+            self._cache_or_say(key, measured.values)
+        return measured
+
+    def _refuse_own_loss(self, why: str) -> None:
+        if scores_own_loss(self._trainer):
+            raise ConfigError(
+                f"{type(self._trainer).__name__} has a loss of its own, and {why}; take a method that needs none"
+            )
 
     def spot_check(self, rows_R: np.ndarray) -> Measured:
         """Mean losses of some rows under the present model, shape (R,)."""
@@ -172,10 +307,13 @@ class Measurer:
         """Padded tokens of a scoring batch: pinned, or found by an earlier pass of the run."""
         return self._batch_tokens or self._ranks.from_main(lambda: self._ledger.run().get("score_batch_tokens"))
 
-    def _sweep_losses(self, rows: np.ndarray, budget: int | None) -> Measured:
-        """Mean losses of ``rows``; NaN for the others."""
-        pool, sharded = self._pool, self._sharded
-        signal = self._signal = self._signal or self._loss_signal(sharded)
+    def _sweep_losses(self, rows: np.ndarray, budget: int | None, of: LossSignal | None = None) -> Measured:
+        """Mean losses of ``rows``, NaN for the others: of the model in training, or ``of`` another signal."""
+        pool, sharded = self._pool, self._sharded and of is None
+        if of is None:
+            self._signal = self._signal or self._loss_signal(sharded)
+        signal = of or self._signal
+        assert signal is not None
         ranks = self._collective(sharded=sharded)
         to_check = rows_to_check(pool.info.num_tokens_N, rows)
         progress = PassProgress(
@@ -332,6 +470,27 @@ class Measurer:
                 f"{self._selector.path} has no segment {progress.segment}: the recorded run is shorter than this one"
             )
         return ledger.rows_of(line)
+
+
+def only(rows: np.ndarray, values_N: np.ndarray) -> np.ndarray:
+    """The values of ``rows``, NaN for the others."""
+    kept_N = np.full_like(values_N, np.nan)
+    kept_N[rows] = values_N[rows]
+    return kept_N
+
+
+def added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What two passes of a decision cost together; that of a pass which was not made is empty."""
+    if not one or not other:
+        return dict(one or other)
+    total = {**other, **one, "source": "measured" if "measured" in (one["source"], other["source"]) else one["source"]}
+    for name in ("num_rows", "num_tokens", "seconds", "gradient_tokens", "out_of_memory"):
+        if name in one or name in other:
+            total[name] = one.get(name, 0) + other.get(name, 0)
+    if total["source"] == "measured":
+        total["tokens_per_s"] = total["num_tokens"] / max(total["seconds"], 1e-9)
+    files = {**one.get("files", {}), **other.get("files", {})}
+    return {**total, "files": files} if files else total
 
 
 def _columns(features: list[dict[str, Any]], kept: list[str] | None) -> list[dict[str, Any]]:

@@ -94,6 +94,11 @@ class Method:
         return bool(getattr(self.selector, "replacement", False))
 
     @property
+    def limits_passes(self) -> bool:
+        """True: rows without a loss may be such as were not asked for."""
+        return bool(getattr(self.selector, "limits_passes", False))
+
+    @property
     def order_of_run(self) -> Any | None:
         """The order over the run, if one is named."""
         return next((part.method for part in self.orders if part.method.over == "run"), None)

@@ -17,7 +17,7 @@ from dataflex.ledger.findings import Finding, damage, note
 from dataflex.ledger.ledger import Ledger
 from dataflex.ledger.run_facts import Facts
 from dataflex.signals.file import read_scores
-from dataflex.train.decide import MIX, Decision, Situation, decide, initial_state, part
+from dataflex.train.decide import MIX, Decision, Situation, candidates, decide, in_turn, initial_state, part
 from dataflex.train.domains import domains_of
 from dataflex.train.method import Method
 from dataflex.train.settings import versions
@@ -105,11 +105,19 @@ class _Derivation:
         progress = self._progress(line)
         columns_N = self._ledger.signals_of(line)
         recorded_Q = self._ledger.rows_of(line)
-        signals = {name: self._signal(name, progress, columns_N) for name in sorted(self._method.needs_at(progress))}
+        quota = (line["stop"] - line["start"]) * self._facts.global_batch
+        signals: dict[str, np.ndarray] = {}
+        at_hand, limited = in_turn(self._method.needs_at(progress))
+        for name in [*at_hand, *limited]:
+            if name in limited[:1]:
+                _, self._state = candidates(
+                    self._method, progress, self._state, signals, quota=quota, seed=self._facts.seed
+                )
+            signals[name] = self._signal(name, progress, columns_N, line)
         if self._told is not None and "initial_loss" in columns_N:
             baseline = {"loss": columns_N["initial_loss"]}
             self._state |= self._method.selector.observe(part(self._state), baseline, progress)
-        if "loss" in signals:
+        if "loss" in signals and not self._method.limits_passes:
             self._scorable_N = self._trainable_N & np.isfinite(signals["loss"])
         at = Situation(
             signals=signals,
@@ -118,7 +126,7 @@ class _Derivation:
             times_trained_N=self._counts_N,
             pool=self._pool,
             domains=self._domains,
-            quota=(line["stop"] - line["start"]) * self._facts.global_batch,
+            quota=quota,
             seed=self._facts.seed,
         )
         if self._method.mixer is not None and self._method.mixer.method.step_needs:
@@ -180,7 +188,9 @@ class _Derivation:
             raise LedgerError("it is not a segment of the schedule in run.yaml")
         return plan.progress(segment) if self._told is None else Progress(**self._told)
 
-    def _signal(self, name: str, progress: Progress, columns_N: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _signal(
+        self, name: str, progress: Progress, columns_N: Mapping[str, np.ndarray], line: Mapping[str, Any]
+    ) -> np.ndarray:
         """A signal as the method was given it."""
         if name == "times_trained":
             return self._counts_N.copy()
@@ -189,12 +199,21 @@ class _Derivation:
             return np.asarray(self._columns[what], dtype=np.float64)
         if kind in ("file", "replay"):
             return self._from_path(kind, Path(str(what or self._method.selector.path)), progress)
+        if name in (line.get("scoring") or {}).get("files", {}):
+            return self._from_file(Path(line["scoring"]["files"][name]))
         if name == "target_sizes" and {"groups", "order"} <= self._target.keys():
             return np.array([self._target["groups"][group] for group in self._target["order"]], dtype=np.int64)
         recorded = recorded_similarities(columns_N) if name == "similarities" else columns_N.get(name)
         if recorded is not None:
             return recorded
         raise NotAtHandError(f"the signal {name!r} was not recorded")
+
+    def _from_file(self, path: Path) -> np.ndarray:
+        """An array that was kept beside the record for its size."""
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise NotAtHandError(f"{path}, which it was decided on, cannot be read any more ({error})") from error
 
     def _from_path(self, name: str, path: Path, progress: Progress) -> np.ndarray:
         try:

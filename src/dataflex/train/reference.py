@@ -52,7 +52,7 @@ class Reference:
                 "have read the same tokens"
             )
         self._accelerator = accelerator
-        self._model: Any = model.to(accelerator.device).eval().requires_grad_(False)
+        self.model: Any = model.to(accelerator.device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def losses(self, inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -64,7 +64,7 @@ class Reference:
             if name not in NOT_FOR_MODEL
         }
         with self._accelerator.autocast():
-            logits_BxTxV = self._model(**given, use_cache=False).logits
+            logits_BxTxV = self.model(**given, use_cache=False).logits
         targets_BxT = F.pad(inputs["labels"].to(device), (0, 1), value=IGNORE_INDEX)[:, 1:]
         return token_losses(logits_BxTxV, targets_BxT)
 

@@ -62,6 +62,6 @@ def read_cost(output_dir: Path) -> Cost:
         scored_tokens=sum(scoring["num_tokens"] for scoring in passes),
         num_passes=len(passes),
         choosing_s=choosing_s,
-        gradient_tokens=sum(scoring["num_tokens"] for scoring in passes if scoring.get("what") == "gradients"),
+        gradient_tokens=sum(scoring.get("gradient_tokens", 0) for scoring in passes),
         training_s=max(0.0, float(ends[-1]["seconds"]["running"]) - choosing_s),
     )

@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from dataflex.signals.cache import weights_digest
-from dataflex.signals.gradient.collect import BLOCK_NUMBERS, ONE_ROW, Place, collect
+from dataflex.signals.collect import BLOCK_NUMBERS, ONE_ROW, Place, collect
 from dataflex.signals.gradient.engines import Engine, Exact, Ghost
 from dataflex.signals.gradient.factorised import Factorised
 from dataflex.signals.gradient.moments import Adam
 from dataflex.signals.gradient.signal import GradientSignal, Source
-from dataflex.signals.gradient.store import Parts
 from dataflex.signals.gradient.targets import GroupVectors, TargetGroups
 from dataflex.signals.gradient.verify import Verdict, verify
 from dataflex.signals.gradient.weights import Weights
 from dataflex.signals.loss import rows_to_check
+from dataflex.signals.store import Parts
 from dataflex.signals.sweep import Collective, sweep
 
 DEFINITION = "gradient of the mean negative log-likelihood over label tokens, linear weights, eval mode, version 1"

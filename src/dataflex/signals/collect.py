@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataflex.signals.gradient.store import Parts, RowStore
+from dataflex.signals.store import Parts, RowStore
 from dataflex.signals.sweep import Collective, sweep
 
 BLOCK_ROWS = 1024
