@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from dataflex.algorithms.order.sorting import Sorting
     from dataflex.algorithms.order.stair import Stair
     from dataflex.algorithms.order.zigzag import Zigzag
+    from dataflex.algorithms.select.cluster_less import ClusterLess
     from dataflex.algorithms.select.delta_loss import DeltaLoss
     from dataflex.algorithms.select.icons import Icons
     from dataflex.algorithms.select.length import Length
     from dataflex.algorithms.select.less import Less
     from dataflex.algorithms.select.loss import Loss
+    from dataflex.algorithms.select.near import Near
     from dataflex.algorithms.select.random import Random
     from dataflex.algorithms.select.replay import Replay
     from dataflex.algorithms.select.static import Static
+    from dataflex.algorithms.select.tsds import Tsds
     from dataflex.algorithms.weigh.column import Column
     from dataflex.algorithms.weigh.focal import Focal
     from dataflex.algorithms.weigh.loss import LossWeigher
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 # Imported on first use: methods need numpy only, and the command line should not wait for torch.
 _WHERE = {
+    "ClusterLess": "dataflex.algorithms.select.cluster_less",
     "Column": "dataflex.algorithms.weigh.column",
     "DeltaLoss": "dataflex.algorithms.select.delta_loss",
     "DoReMi": "dataflex.algorithms.mix.doremi",
@@ -49,6 +53,7 @@ _WHERE = {
     "Less": "dataflex.algorithms.select.less",
     "Loss": "dataflex.algorithms.select.loss",
     "LossWeigher": "dataflex.algorithms.weigh.loss",
+    "Near": "dataflex.algorithms.select.near",
     "ODM": "dataflex.algorithms.mix.odm",
     "Options": "dataflex.train.python_api",
     "Random": "dataflex.algorithms.select.random",
@@ -64,12 +69,14 @@ _WHERE = {
     "Static": "dataflex.algorithms.select.static",
     "StaticMix": "dataflex.algorithms.mix.static",
     "Temperature": "dataflex.algorithms.mix.temperature",
+    "Tsds": "dataflex.algorithms.select.tsds",
     "Zigzag": "dataflex.algorithms.order.zigzag",
     "dynamic": "dataflex.train.mixin",
 }
 
 __all__ = [
     "ODM",
+    "ClusterLess",
     "Column",
     "DeltaLoss",
     "DoReMi",
@@ -81,6 +88,7 @@ __all__ = [
     "Less",
     "Loss",
     "LossWeigher",
+    "Near",
     "Options",
     "Random",
     "RandomMix",
@@ -95,6 +103,7 @@ __all__ = [
     "Static",
     "StaticMix",
     "Temperature",
+    "Tsds",
     "Zigzag",
     "__version__",
     "dynamic",

@@ -10,6 +10,7 @@ from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.testing import Pool, SelectorCase, SelectorSuite, run
 
 DELTA, LOSS, RANDOM = SELECTORS["delta_loss"], SELECTORS["loss"], SELECTORS["random"]
+CLUSTER, NEAR, TSDS = SELECTORS["cluster_less"], SELECTORS["near"], SELECTORS["tsds"]
 LESS, ICONS = SELECTORS["less"], SELECTORS["icons"]
 LENGTH, STATIC, REPLAY = SELECTORS["length"], SELECTORS["static"], SELECTORS["replay"]
 
@@ -60,6 +61,12 @@ CASES = [
     SelectorCase(LESS(), signals=GRADIENTS, ranks_by_row=True),
     SelectorCase(LESS(aggregate="mean", draw="softmax"), signals=GRADIENTS),
     SelectorCase(ICONS(), signals=ONE_GROUP, ranks_by_row=True),
+    SelectorCase(NEAR(), ranks_by_row=True),
+    SelectorCase(NEAR(walk="round_robin", reuse="always"), ranks_by_row=True),
+    SelectorCase(TSDS(), ranks_by_row=True),
+    SelectorCase(TSDS(draw="multinomial"), ranks_by_row=True, allows_repeats=True),
+    SelectorCase(CLUSTER(cluster_size=4), signals=GRADIENTS, ranks_by_row=True),
+    SelectorCase(CLUSTER(cluster_size=4, pick="random", aggregate="mean"), signals=GRADIENTS, ranks_by_row=True),
 ]
 
 
@@ -125,6 +132,15 @@ BAD = [
     *[(LESS, {"temperature": v}) for v in (0, -1.0, float("nan"))],
     *[(LESS, {"proj_dim": v}) for v in (0, -4)],
     (ICONS, {"tie_break": "rank"}),
+    *[(NEAR, {name: "best"}) for name in ("walk", "index", "reuse", "pooling")],
+    *[(NEAR, params) for params in ({"k_max": 0}, {"encoder": ""}, {"indices_path": ""})],
+    *[(TSDS, {name: "best"}) for name in ("draw", "index", "reuse", "pooling")],
+    *[
+        (TSDS, params)
+        for params in ({"alpha": 1.1}, {"C": 0}, {"sigma": -1}, {"max_K": 1}, {"kde_K": 0}, {"probs_path": ""})
+    ],
+    *[(CLUSTER, {name: 0}) for name in ("cluster_size", "representatives", "num_iterations")],
+    *[(CLUSTER, {name: "nearst"}) for name in ("pick", "aggregate", "pooling")],
 ]
 
 

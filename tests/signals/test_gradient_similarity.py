@@ -17,8 +17,8 @@ from tiny_models import NEVER_SCORED, Row, make_model, make_rows
 from torch import nn
 
 from dataflex.core.errors import ConfigError
-from dataflex.signals.gradient.capture import Captured
 from dataflex.signals.collect import Place
+from dataflex.signals.gradient.capture import Captured
 from dataflex.signals.gradient.engines import Exact, Ghost, inner_products, pair_products
 from dataflex.signals.gradient.factorised import Factorised
 from dataflex.signals.gradient.moments import Adam, Moments, adam_of

@@ -29,6 +29,9 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
     "replay": [{"path": "former"}],
     "less": [{}, {"draw": "softmax", "aggregate": "mean"}],
     "icons": [{}, {"tie_break": "row"}],
+    "cluster_less": [{"cluster_size": 4}],
+    "near": [{}, {"walk": "round_robin"}],
+    "tsds": [{}, {"draw": "multinomial"}],
 }
 CASES = [(name, params) for name, several in PARAMS.items() for params in several]
 
@@ -44,7 +47,11 @@ def signals_at(step: int) -> dict[str, np.ndarray]:
     losses_N[[3, 9]] = np.nan, np.inf
     similarities_NxG = rng.standard_normal((NUM_ROWS, 2)).astype(np.float32)
     similarities_NxG[[3, 9]] = np.nan
+    embeddings_NxE = rng.standard_normal((NUM_ROWS, 4)).astype(np.float32)
+    embeddings_NxE[[4, 11]] = np.nan
     return {
+        "embeddings": embeddings_NxE / np.linalg.norm(embeddings_NxE, axis=1, keepdims=True),
+        "target_embeddings": np.eye(4, dtype=np.float32)[:3],
         "similarities": similarities_NxG,
         "target_sizes": np.array([3, 5]),
         "loss": losses_N,
@@ -59,6 +66,7 @@ def step_on(selector: Any, state: Any, segment: Any) -> tuple[Any, list[int]]:
     signals = {name: signals_at(segment.start)[name] for name in selector.needs_at(progress)}
     if progress.is_warmup and not selector.serves_warmup:
         return selector.observe(state, signals, progress), []
+    _, state = selector.candidates(state, signals, 6, progress, segment_rng(5, segment.index, "candidates"))
     selection, state = selector.select(state, signals, 6, progress, segment_rng(5, segment.index, "select"))
     return state, selection.rows_Q.tolist()
 

@@ -19,14 +19,17 @@ from dataflex.algorithms.order.segment import SegmentOrder
 from dataflex.algorithms.order.sorting import Sorting
 from dataflex.algorithms.order.stair import Stair
 from dataflex.algorithms.order.zigzag import Zigzag
+from dataflex.algorithms.select.cluster_less import ClusterLess
 from dataflex.algorithms.select.delta_loss import DeltaLoss
 from dataflex.algorithms.select.icons import Icons
 from dataflex.algorithms.select.length import Length
 from dataflex.algorithms.select.less import Less
 from dataflex.algorithms.select.loss import Loss
+from dataflex.algorithms.select.near import Near
 from dataflex.algorithms.select.random import Random
 from dataflex.algorithms.select.replay import Replay
 from dataflex.algorithms.select.static import Static
+from dataflex.algorithms.select.tsds import Tsds
 from dataflex.algorithms.weigh.column import Column
 from dataflex.algorithms.weigh.focal import Focal
 from dataflex.algorithms.weigh.loss import LossWeigher
@@ -41,6 +44,9 @@ SELECTORS: dict[str, type] = {
     "static": Static,
     "replay": Replay,
     "less": Less,
+    "cluster_less": ClusterLess,
+    "near": Near,
+    "tsds": Tsds,
     "icons": Icons,
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflex.algorithms.base import PoolInfo, Selection, Selector
+from dataflex.algorithms.base import LIMITED_SIGNALS, PoolInfo, Selection, Selector
 from dataflex.core.plan import Schedule, SegmentPlan
 from dataflex.core.seeds import segment_rng
 
@@ -60,6 +60,13 @@ class Pool:
         return self.take(np.zeros(len(self), dtype=int))
 
     @property
+    def embeddings_NxE(self) -> np.ndarray:
+        """Unit vectors, float32; NaN for a row without a loss."""
+        vectors_Nx3 = np.stack([self.fall_N * 10, self.scores_N - 3, self.start_N - 2.5], axis=1)
+        with np.errstate(invalid="ignore"):
+            return (vectors_Nx3 / np.linalg.norm(vectors_Nx3, axis=1, keepdims=True)).astype(np.float32)
+
+    @property
     def info(self) -> PoolInfo:
         return PoolInfo(num_tokens_N=self.prompt_tokens_N + self.label_tokens_N, num_label_tokens_N=self.label_tokens_N)
 
@@ -88,7 +95,7 @@ class SelectorCase:
     def can_draw(self, pool: Pool) -> np.ndarray:
         """Rows that this method may draw."""
         drawable_N = pool.label_tokens_N > 0
-        if {"loss", "similarities"} & self.selector.needs:  # a row without a loss has no gradient either
+        if {"loss", "similarities", "embeddings"} & self.selector.needs:  # a row without a loss has no gradient either
             drawable_N = drawable_N & np.isfinite(pool.start_N)
         if "file" in self.selector.needs:
             drawable_N = drawable_N & np.isfinite(pool.scores_N)
@@ -100,6 +107,8 @@ class SelectorCase:
             "loss": lambda: (pool.start_N - pool.fall_N * progress.step).astype(np.float32),
             "times_trained": lambda: times_trained_N.copy(),
             "file": lambda: pool.scores_N.copy(),
+            "embeddings": lambda: pool.embeddings_NxE,
+            "target_embeddings": lambda: np.eye(3, dtype=np.float32)[:2],
         }
         wanted = self.selector.needs_at(progress)
         assert wanted <= self.selector.needs, f"{wanted} is asked for, {self.selector.needs} is declared"
@@ -113,6 +122,13 @@ def read_only(array: np.ndarray) -> np.ndarray:
     array = np.array(array)
     array.flags.writeable = False
     return array
+
+
+def only(rows: np.ndarray, values_N: np.ndarray) -> np.ndarray:
+    """The values of ``rows``, NaN for the others, read-only."""
+    kept_N = np.full_like(values_N, np.nan)
+    kept_N[rows] = values_N[rows]
+    return read_only(kept_N)
 
 
 def frozen_state(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -152,6 +168,12 @@ def run(
         if progress.is_warmup and not getattr(selector, "serves_warmup", False):
             state = between(selector.observe(state, signals, progress))
             continue
+        rng = segment_rng(seed, segment.index, "candidates")
+        at_hand = {name: values for name, values in signals.items() if name not in LIMITED_SIGNALS}
+        rows, state = selector.candidates(state, at_hand, quota, progress, rng)
+        if rows is not None:
+            signals = {name: only(rows, v) if name in LIMITED_SIGNALS else v for name, v in signals.items()}
+        state = between(state)
         selection, state = selector.select(state, signals, quota, progress, segment_rng(seed, segment.index, "select"))
         state = between(state)
         np.add.at(times_trained_N, selection.rows_Q, 1)
@@ -239,7 +261,8 @@ class SelectorSuite:
         for one, other in zip(plain, permuted, strict=True):
             assert one.columns_N.keys() == other.columns_N.keys()
             for name, column_N in one.columns_N.items():
-                assert np.array_equal(column_N[order], other.columns_N[name]), name
+                is_float = column_N.dtype.kind == "f"
+                assert np.array_equal(column_N[order], other.columns_N[name], equal_nan=is_float), name
             assert one.window == other.window
 
     def test_a_method_without_chance_chooses_the_same_samples_from_a_permuted_pool(self, case):
@@ -267,7 +290,8 @@ class SelectorSuite:
             assert case.allows_repeats or len(set(selection.rows_Q.tolist())) == QUOTA
             for name, column_N in selection.columns_N.items():
                 if name != "rank" and (not case.ranks_by_row or name in ("loss", "delta")):
-                    assert np.array_equal(column_N[0::2], column_N[1::2]), name
+                    is_float = column_N.dtype.kind == "f"
+                    assert np.array_equal(column_N[0::2], column_N[1::2], equal_nan=is_float), name
 
     def test_one_row_is_enough_for_a_quota_of_one(self, case):
         pool = Pool.of_size(40)

@@ -192,7 +192,7 @@ class Measurer:
         ranks = self._collective(sharded=False)
         if not self._embedded:
             sources = [(self._trainer.train_dataset, self._pool)]
-            if self._target is not None:
+            if self._target is not None and "target_embeddings" in self._selector.needs:
                 sources.append((self._target.dataset, self._target.pool))
             embed = EmbeddingPass(
                 trainer=self._trainer,

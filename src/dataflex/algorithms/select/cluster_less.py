@@ -2,11 +2,117 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from dataflex.algorithms.base import PoolInfo, Progress, Selection, Signals, State
+from dataflex.algorithms.checks import require_one_of, require_range
+from dataflex.algorithms.select.embedding import POOLINGS
+from dataflex.algorithms.select.gradient import GradientSelector, group_columns
+from dataflex.algorithms.select.less import aggregated
 from dataflex.core.draw import check_quota
+
+BLOCK = 1 << 15  # rows of embeddings in memory at a time
+CONTENT = 8  # numbers of an embedding by which rows are put in an order that is not the pool's
+UNKNOWN = 3.0  # the distance of a row without an embedding, farther than any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterLess(GradientSelector):
+    """LESS by representatives: the samples of the clusters that serve the target best.
+
+    Once, embeddings are cut into ceil(N / cluster_size) clusters. At each decision some representatives of each get a
+    score as in ``less``; a cluster's score is the mean of theirs. The best clusters are taken, the last one cut, in
+    each the rows nearest to its centroid first. Gradients are taken of representatives / cluster_size of the pool.
+
+    Args:
+        cluster_size: rows of a cluster in the mean.
+        representatives: rows of each cluster that are scored, all of a smaller one.
+        pick: ``nearest`` or ``farthest`` to the centroid, or ``random``, drawn anew at each decision.
+        num_iterations: of k-means at most.
+        aggregate: as in ``less``.
+        encoder, pooling: of the embeddings, see ``EmbeddingSelector``.
+        gradient_type, engine, bias_correction, proj_dim, seed, cache_dir: see ``GradientSelector``.
+
+    Raises:
+        ConfigError: a parameter out of range.
+
+    Source: in-house method of DataFlex; no paper, no published result.
+    """
+
+    cluster_size: int = 64
+    representatives: int = 3
+    pick: Literal["nearest", "random", "farthest"] = "nearest"
+    num_iterations: int = 20
+    aggregate: Literal["max", "mean"] = "max"
+    encoder: str = "self"
+    pooling: Literal["position", "mean", "last"] = "position"
+
+    limits_passes: ClassVar[bool] = True
+    source: ClassVar[str] = "DataFlex, no paper"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("cluster_size", "representatives", "num_iterations"):
+            require_range(name, getattr(self, name), at_least=1)
+        require_one_of("pick", self.pick, ("nearest", "random", "farthest"))
+        require_one_of("aggregate", self.aggregate, ("max", "mean"))
+        require_one_of("pooling", self.pooling, POOLINGS)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"embeddings", "similarities", *(["target_sizes"] if self.aggregate == "mean" else [])})
+
+    def needs_at(self, progress: Progress) -> frozenset[str]:
+        if progress.is_warmup:
+            return frozenset()
+        return self.needs if progress.is_first_selection else self.needs - {"embeddings"}
+
+    def init(self, pool: PoolInfo) -> State:
+        return {"trainable_N": pool.trainable_N}
+
+    def candidates(
+        self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator
+    ) -> tuple[np.ndarray | None, State]:
+        if "embeddings" in signals:
+            cluster_N, distance_N = clusters(signals["embeddings"], self.cluster_size, self.num_iterations, rng)
+            state = {**state, "cluster_N": cluster_N, "distance_N": distance_N}
+        rows = representatives(
+            state["cluster_N"], state["distance_N"], self.representatives, self.pick, rng, state["trainable_N"]
+        )
+        return rows, state
+
+    def select(
+        self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator
+    ) -> tuple[Selection, State]:
+        similarities_NxG = signals["similarities"]
+        scores_N = self._scores(signals)
+        cluster_N, trainable_N = state["cluster_N"], state["trainable_N"]
+        rows_Q = take_clusters(scores_N, cluster_N, state["distance_N"], trainable_N, quota)
+        columns_N = {
+            "score": scores_N.astype(np.float32),
+            "cluster": cluster_N,
+            **group_columns(similarities_NxG),
+        }
+        scored_N = np.isfinite(scores_N)
+        notes = {
+            "num_clusters": int(cluster_N.max(initial=-1)) + 1,
+            "num_representatives": int(scored_N.sum()),
+            "num_clusters_scored": len(np.unique(cluster_N[scored_N])),
+        }
+        selection = Selection(
+            rows_Q=rows_Q, decision="guided", columns_N=columns_N, notes=notes, warnings=self.unused(progress)
+        )
+        return selection, state
+
+    def rank(self, state: State, signals: Signals, progress: Progress, rng: np.random.Generator) -> np.ndarray:
+        return ranked_by_cluster(self._scores(signals), state["cluster_N"], state["distance_N"], state["trainable_N"])
+
+    def _scores(self, signals: Signals) -> np.ndarray:
+        """Of the representatives, float64, shape (N,); NaN for the others."""
+        return aggregated(signals["similarities"], signals["target_sizes"] if self.aggregate == "mean" else None)
 
 
 def clusters(
@@ -25,35 +131,44 @@ def clusters(
 
     Source: in-house method of DataFlex; no paper.
     """
-    embeddings_NxE = np.asarray(embeddings_NxE, dtype=np.float64)
     num_rows = len(embeddings_NxE)
     num_clusters = -(-num_rows // cluster_size)
-    centroids_CxE = embeddings_NxE[np.sort(rng.permutation(num_rows)[:num_clusters])]
-    cluster_N, distance_N = _nearest(embeddings_NxE, centroids_CxE)
+    # By content, so that the order of the pool does not matter.
+    by_content = np.lexsort(np.asarray(embeddings_NxE[:, :CONTENT], dtype=np.float64).T[::-1])
+    start = by_content[np.sort(rng.permutation(num_rows)[:num_clusters])]
+    centroids_CxE = np.nan_to_num(np.asarray(embeddings_NxE[start], dtype=np.float64))
+    cluster_N, distance_N, sums_CxE = _nearest(embeddings_NxE, centroids_CxE)
     for _ in range(num_iterations):
-        sums_CxE = np.zeros_like(centroids_CxE)
-        np.add.at(sums_CxE, cluster_N, embeddings_NxE)
         empty = np.flatnonzero(np.bincount(cluster_N, minlength=num_clusters) == 0)
-        sums_CxE[empty] = embeddings_NxE[np.argsort(-distance_N, kind="stable")[: len(empty)]]
+        far = np.argsort(np.where(distance_N == UNKNOWN, 0, -distance_N), kind="stable")[: len(empty)]
+        sums_CxE[empty] = np.nan_to_num(np.asarray(embeddings_NxE[far], dtype=np.float64))
         norms_C = np.linalg.norm(sums_CxE, axis=1, keepdims=True)
         centroids_CxE = np.divide(sums_CxE, norms_C, out=centroids_CxE.copy(), where=norms_C > 0)
         before_N = cluster_N
-        cluster_N, distance_N = _nearest(embeddings_NxE, centroids_CxE)
+        cluster_N, distance_N, sums_CxE = _nearest(embeddings_NxE, centroids_CxE)
         if np.array_equal(cluster_N, before_N):
             break
     return cluster_N, distance_N
 
 
-def _nearest(embeddings_NxE: np.ndarray, centroids_CxE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(embeddings_NxE: np.ndarray, centroids_CxE: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nearest centroid of each row, the distance to it, and the sum of each cluster's rows.
+
+    A row without an embedding is far from all: in cluster 0, a part of no sum.
+    """
     cluster_N = np.zeros(len(embeddings_NxE), dtype=np.int64)
-    distance_N = np.zeros(len(embeddings_NxE))
-    size = max(1, (1 << 23) // max(1, len(centroids_CxE)))
+    distance_N = np.full(len(embeddings_NxE), UNKNOWN)
+    sums_CxE = np.zeros_like(centroids_CxE)
+    size = min(BLOCK, max(1, (1 << 23) // max(1, len(centroids_CxE))))
     for start in range(0, len(embeddings_NxE), size):
-        cosines_BxC = embeddings_NxE[start : start + size] @ centroids_CxE.T
+        rows_BxE = np.asarray(embeddings_NxE[start : start + size], dtype=np.float64)
+        known = np.flatnonzero(np.isfinite(rows_BxE).all(axis=1))
+        cosines_BxC = rows_BxE[known] @ centroids_CxE.T
         best_B = cosines_BxC.argmax(axis=1)
-        cluster_N[start : start + size] = best_B
-        distance_N[start : start + size] = 1 - cosines_BxC[np.arange(len(best_B)), best_B]
-    return cluster_N, distance_N
+        cluster_N[start + known] = best_B
+        distance_N[start + known] = 1 - cosines_BxC[np.arange(len(best_B)), best_B]
+        np.add.at(sums_CxE, best_B, rows_BxE[known])
+    return cluster_N, distance_N, sums_CxE
 
 
 def representatives(
@@ -68,8 +183,12 @@ def representatives(
 
     ``nearest`` and ``farthest`` go by the distance to the centroid, ties by row.
     """
-    keys_N = {"nearest": distance_N, "farthest": -distance_N, "random": rng.random(len(cluster_N))}[pick]
     rows = np.flatnonzero(allowed_N)
+    keys_N = -distance_N if pick == "farthest" else distance_N
+    if pick == "random":
+        # Dealt out by cluster and distance, so that the order of the pool does not matter.
+        keys_N = np.empty(len(cluster_N))
+        keys_N[np.lexsort((distance_N, cluster_N))] = rng.random(len(cluster_N))
     order = rows[np.lexsort((rows, keys_N[rows], cluster_N[rows]))]
     sorted_clusters = cluster_N[order]
     starts = np.searchsorted(sorted_clusters, sorted_clusters)  # where each row's cluster begins
