@@ -23,17 +23,23 @@ if TYPE_CHECKING:
     from dataflex.algorithms.select.cluster_less import ClusterLess
     from dataflex.algorithms.select.delta_loss import DeltaLoss
     from dataflex.algorithms.select.icons import Icons
+    from dataflex.algorithms.select.ifd import Ifd
+    from dataflex.algorithms.select.infobatch import InfoBatch
     from dataflex.algorithms.select.length import Length
     from dataflex.algorithms.select.less import Less
     from dataflex.algorithms.select.loss import Loss
     from dataflex.algorithms.select.near import Near
     from dataflex.algorithms.select.random import Random
     from dataflex.algorithms.select.replay import Replay
+    from dataflex.algorithms.select.rho_loss import RhoLoss
+    from dataflex.algorithms.select.s2l import S2L
     from dataflex.algorithms.select.static import Static
     from dataflex.algorithms.select.tsds import Tsds
+    from dataflex.algorithms.weigh.adapt import Adapt
     from dataflex.algorithms.weigh.column import Column
     from dataflex.algorithms.weigh.focal import Focal
     from dataflex.algorithms.weigh.loss import LossWeigher
+    from dataflex.algorithms.weigh.rho1 import Rho1
     from dataflex.algorithms.weigh.self_paced import SelfPaced
     from dataflex.core.plan import Schedule
     from dataflex.train.mixin import DynamicDataMixin, dynamic
@@ -41,14 +47,18 @@ if TYPE_CHECKING:
 
 # Imported on first use: methods need numpy only, and the command line should not wait for torch.
 _WHERE = {
+    "Adapt": "dataflex.algorithms.weigh.adapt",
     "ClusterLess": "dataflex.algorithms.select.cluster_less",
     "Column": "dataflex.algorithms.weigh.column",
     "DeltaLoss": "dataflex.algorithms.select.delta_loss",
     "DoReMi": "dataflex.algorithms.mix.doremi",
+    "dynamic": "dataflex.train.mixin",
     "DynamicDataMixin": "dataflex.train.mixin",
     "Focal": "dataflex.algorithms.weigh.focal",
     "Folding": "dataflex.algorithms.order.folding",
     "Icons": "dataflex.algorithms.select.icons",
+    "Ifd": "dataflex.algorithms.select.ifd",
+    "InfoBatch": "dataflex.algorithms.select.infobatch",
     "Length": "dataflex.algorithms.select.length",
     "Less": "dataflex.algorithms.select.less",
     "Loss": "dataflex.algorithms.select.loss",
@@ -59,6 +69,9 @@ _WHERE = {
     "Random": "dataflex.algorithms.select.random",
     "RandomMix": "dataflex.algorithms.mix.random",
     "Replay": "dataflex.algorithms.select.replay",
+    "Rho1": "dataflex.algorithms.weigh.rho1",
+    "RhoLoss": "dataflex.algorithms.select.rho_loss",
+    "S2L": "dataflex.algorithms.select.s2l",
     "Saw": "dataflex.algorithms.order.saw",
     "Schedule": "dataflex.core.plan",
     "SegmentOrder": "dataflex.algorithms.order.segment",
@@ -71,11 +84,12 @@ _WHERE = {
     "Temperature": "dataflex.algorithms.mix.temperature",
     "Tsds": "dataflex.algorithms.select.tsds",
     "Zigzag": "dataflex.algorithms.order.zigzag",
-    "dynamic": "dataflex.train.mixin",
 }
 
 __all__ = [
     "ODM",
+    "S2L",
+    "Adapt",
     "ClusterLess",
     "Column",
     "DeltaLoss",
@@ -84,6 +98,8 @@ __all__ = [
     "Focal",
     "Folding",
     "Icons",
+    "Ifd",
+    "InfoBatch",
     "Length",
     "Less",
     "Loss",
@@ -93,6 +109,8 @@ __all__ = [
     "Random",
     "RandomMix",
     "Replay",
+    "Rho1",
+    "RhoLoss",
     "Saw",
     "Schedule",
     "SegmentOrder",

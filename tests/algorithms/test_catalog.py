@@ -11,6 +11,7 @@ from dataflex.testing import Pool, SelectorCase, SelectorSuite, run
 
 DELTA, LOSS, RANDOM = SELECTORS["delta_loss"], SELECTORS["loss"], SELECTORS["random"]
 CLUSTER, NEAR, TSDS = SELECTORS["cluster_less"], SELECTORS["near"], SELECTORS["tsds"]
+RHO, IFD, S2L, INFOBATCH = (SELECTORS[name] for name in ("rho_loss", "ifd", "s2l", "infobatch"))
 LESS, ICONS = SELECTORS["less"], SELECTORS["icons"]
 LENGTH, STATIC, REPLAY = SELECTORS["length"], SELECTORS["static"], SELECTORS["replay"]
 
@@ -61,6 +62,13 @@ CASES = [
     SelectorCase(LESS(), signals=GRADIENTS, ranks_by_row=True),
     SelectorCase(LESS(aggregate="mean", draw="softmax"), signals=GRADIENTS),
     SelectorCase(ICONS(), signals=ONE_GROUP, ranks_by_row=True),
+    SelectorCase(RHO(reference="model", ratio=0.5), ranks_by_row=True, measured_by_chance=True),
+    SelectorCase(IFD(), ranks_by_row=True),
+    SelectorCase(IFD(ratio="loss", upper=None), ranks_by_row=True),
+    SelectorCase(S2L(path="former", n_clusters=4), ranks_by_row=True),
+    SelectorCase(S2L(path="former", n_clusters=4, by_source=True, min_cluster=9), ranks_by_row=True),
+    SelectorCase(INFOBATCH(), ranks_by_row=True),
+    SelectorCase(INFOBATCH(r=0.9, delta=0.5), ranks_by_row=True),
     SelectorCase(NEAR(), ranks_by_row=True),
     SelectorCase(NEAR(walk="round_robin", reuse="always"), ranks_by_row=True),
     SelectorCase(TSDS(), ranks_by_row=True),
@@ -139,6 +147,9 @@ BAD = [
         (TSDS, params)
         for params in ({"alpha": 1.1}, {"C": 0}, {"sigma": -1}, {"max_K": 1}, {"kde_K": 0}, {"probs_path": ""})
     ],
+    *[(IFD, {name: "best"}) for name in ("ratio", "reuse")],
+    *[(IFD, params) for params in ({"upper": 0}, {"model": ""})],
+    *[(INFOBATCH, params) for params in ({"r": 0.95}, {"r": -0.1}, {"delta": 0}, {"delta": 1.1})],
     *[(CLUSTER, {name: 0}) for name in ("cluster_size", "representatives", "num_iterations")],
     *[(CLUSTER, {name: "nearst"}) for name in ("pick", "aggregate", "pooling")],
 ]

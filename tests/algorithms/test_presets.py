@@ -15,7 +15,12 @@ from dataflex.core.errors import ConfigError
 FILE = Path(dataflex.__file__).parent / "configs" / "components.yaml"
 SECTIONS = OmegaConf.to_container(OmegaConf.load(FILE))
 PRESETS = [(kind, name) for kind, presets in SECTIONS.items() for name in presets]
-UNNAMED = {"selectors": {"replay"}, "mixers": {"stages"}}  # have a parameter that no file can know
+# They have a parameter that no file can know.
+UNNAMED = {
+    "selectors": {"replay", "rho_loss", "s2l"},
+    "mixers": {"stages"},
+    "weighters": {"rho1"},
+}  # have a parameter that no file can know
 
 
 @pytest.mark.parametrize(("kind", "preset"), PRESETS)

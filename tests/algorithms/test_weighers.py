@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from dataflex.algorithms.catalog import WEIGHTERS
 from dataflex.algorithms.mix.doremi import domain_coefficients, excess_sums
+from dataflex.algorithms.weigh.adapt import Adapt
 from dataflex.algorithms.weigh.apply import weigh
 from dataflex.algorithms.weigh.column import Column
 from dataflex.algorithms.weigh.focal import Focal
 from dataflex.algorithms.weigh.loss import LossWeigher
+from dataflex.algorithms.weigh.rho1 import Rho1
 from dataflex.algorithms.weigh.self_paced import SelfPaced
 from dataflex.algorithms.weigh.window import WINDOW
 from dataflex.core.compose import weighted_loss
@@ -23,6 +25,8 @@ from dataflex.testing.weighers import TrainedBatch, batch_of, run_weigher
 NAN = float("nan")
 LOSSES = np.array([0.5, 1.0, 2.0, 3.0])
 STRATEGIES = ("linupper", "quadratic", "extremes", "upper", "linear", "uniform")
+
+ANCHORS = {"anchors_MxE": np.eye(3, dtype=np.float32)[:2], "read_at": np.array(0)}
 
 CASES = [
     WeigherCase(Column(), over_window=True),
@@ -35,6 +39,10 @@ CASES = [
     WeigherCase(LossWeigher(scope="window"), over_window=True),
     WeigherCase(LossWeigher(scope="window", strategy="extremes", r=0.4), over_window=True),
     WeigherCase(LossWeigher(average="rows")),
+    *[WeigherCase(Rho1(reference="model", keep=keep), ranks_by_row=True) for keep in (0.6, 0.01, 1.0)],
+    WeigherCase(Adapt(), given=ANCHORS, over_window=True),
+    WeigherCase(Adapt(tau=0.2, clip=0.6), given=ANCHORS, over_window=True),
+    WeigherCase(Adapt(normalize="mean_one"), given=ANCHORS, mean_one=True),
 ]
 
 
@@ -283,3 +291,68 @@ def test_a_weigher_of_another_package_that_returns_no_numbers_is_named():
 
     with pytest.raises(DataFlexError, match="Broken returned"):
         weigh(Broken(), {}, batch([1.0], columns_B={"weight": np.array([1.0])}))
+
+
+# --- rho1 ---
+
+
+def rho1_loss(losses, reference, keep: float) -> tuple[list[list[int]], float]:
+    """Kept positions by row, and the loss as the trainer has it: sum of c_it l_it over the host's count."""
+    losses, reference = np.array(losses, float), np.array(reference, float)
+    tokens = np.isfinite(losses).sum(axis=1)
+    one = batch(np.nanmean(losses, axis=1), tokens, token_losses_BxT=losses, reference_losses_BxT=reference)
+    weights, _ = weigh(Rho1(reference="model", keep=keep), {}, one)
+    by_token = np.asarray(weights.token_weights_BxT)
+    kept = [np.flatnonzero(row).tolist() for row in by_token]
+    return kept, float(np.nansum(by_token * losses) / tokens.sum())
+
+
+def test_rho1_golden_trace():
+    kept, loss = rho1_loss([[2, 1, 0.5, 3], [0.4, 2.2, NAN, NAN]], [[1.5, 1.2, 0.1, 1], [0.9, 2.1, NAN, NAN]], keep=0.5)
+    assert kept == [[0, 2, 3], []]
+    assert loss == pytest.approx(1.833333, abs=2e-6)
+
+
+def test_rho1_keeps_ties_by_row_then_position_and_rounds_up():
+    assert rho1_loss([[1, 1, 1], [1, 1, 1]], [[0, 0, 0], [0, 0, 0]], keep=0.5)[0] == [[0, 1, 2], []]
+    assert rho1_loss([[1, 1, 1, 1, 1]], [[0, 0, 0, 0, 0]], keep=0.6)[0] == [[0, 1, 2]]
+    assert rho1_loss([[1, 1, 1, 1, 1]], [[0, 0, 0, 0, 0]], keep=0.61)[0] == [[0, 1, 2, 3]]
+
+
+def test_rho1_leaves_out_tokens_that_cannot_be_compared():
+    kept, loss = rho1_loss([[1, 4, 2]], [[0, NAN, 0]], keep=1.0)
+    assert kept == [[0, 2]]
+    assert loss == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"reference": "model", "keep": 0}, {"reference": "model", "keep": 1.1}], ids=str
+)
+def test_rho1_refuses(params):
+    with pytest.raises(ConfigError, match=r"reference is missing|keep is"):
+        Rho1(**params)
+
+
+# --- adapt ---
+
+
+def test_adapt_golden_trace():
+    import torch
+
+    from dataflex.signals.embedding import pooled
+
+    states = torch.tensor([[[1.0, 0], [0, 1], [1, 1]], [[0, 2], [-1, 0], [9, 9]]])
+    kept = torch.tensor([[True, True, True], [True, True, False]])
+    anchors = np.array([[1.0, 0], [0, 1]])
+    vectors = pooled(states, kept).numpy()
+    one = batch([1.0, 1.0], embeddings_BxE=vectors)
+    weights, _ = weigh(Adapt(tau=0.5), {"anchors_MxE": anchors}, one)
+    np.testing.assert_allclose(vectors @ anchors.mean(axis=0), [0.702782, 0], atol=2e-6)
+    np.testing.assert_allclose(weights.weights_B, [0.803065, 0.5], atol=2e-6)
+
+
+@pytest.mark.parametrize("params", [{"tau": 0}, {"refresh": 0}, {"clip": 0}, {"normalize": "sum"}], ids=str)
+def test_adapt_refuses(params):
+    ((name, _),) = params.items()
+    with pytest.raises(ConfigError, match=f"{name} is"):
+        Adapt(**params)

@@ -41,7 +41,7 @@ def make_run(output_dir: Path, selector: Any, *, begin: bool = True, **options: 
     curator.method = Method(name=NAMES.get(type(selector), type(selector).__name__), selector=selector)
     measure = curator._measure
 
-    def from_files(name: str, progress: Any) -> Measured:
+    def from_files(name: str, progress: Any, rows: Any = None) -> Measured:
         if name == "replay":
             former = Ledger(selector.path)
             return Measured(values=former.rows_of(former.segments()[progress.segment]))

@@ -75,7 +75,8 @@ def small(path: Path, tiny_model: Path, data: Path, output_dir: Path) -> dict[st
     config |= {**TINY, "model_name_or_path": str(tiny_model), "dataset_dir": str(data), "output_dir": str(output_dir)}
     if config["stage"] == "pt":
         config["dataset"] = "texts,more"
-    config |= {key: value for key, value in STEPS.items() if key in config}
+    # update_times: 0 goes on to the end
+    config |= {key: value for key, value in STEPS.items() if key in config and (key != "update_times" or config[key])}
     if "target" in config:
         config["target"] = "wanted,wanted_too" if "," in config["target"] else "wanted"
     if config.get("component_name") == "static" and config["train_type"] == "dynamic_select":
@@ -92,6 +93,12 @@ def prepared(path: Path, config: dict[str, Any], tmp_path: Path) -> dict[str, An
     params = config.get("component", {}).get("params", {})
     if path.stem == "replay":
         earlier = path.with_name("random.yaml")
+        params["path"] = str(tmp_path / "earlier")
+    elif path.stem in ("rho_loss", "rho1"):
+        earlier = path.parents[1] / "selectors" / "random.yaml"
+        params["reference"] = str(tmp_path / "earlier")
+    elif path.stem == "s2l":
+        earlier = path.with_name("loss.yaml")
         params["path"] = str(tmp_path / "earlier")
     elif path.stem == "doremi_step2_proxy":
         earlier = path.with_name("doremi_step1_reference.yaml")

@@ -32,6 +32,10 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
     "cluster_less": [{"cluster_size": 4}],
     "near": [{}, {"walk": "round_robin"}],
     "tsds": [{}, {"draw": "multinomial"}],
+    "rho_loss": [{"reference": "model", "ratio": 0.3}],
+    "ifd": [{}, {"ratio": "loss", "upper": None}],
+    "s2l": [{"path": "former", "n_clusters": 3}, {"path": "former", "by_source": True}],
+    "infobatch": [{}, {"r": 0.0}],
 }
 CASES = [(name, params) for name, several in PARAMS.items() for params in several]
 
@@ -52,6 +56,11 @@ def signals_at(step: int) -> dict[str, np.ndarray]:
     return {
         "embeddings": embeddings_NxE / np.linalg.norm(embeddings_NxE, axis=1, keepdims=True),
         "target_embeddings": np.eye(4, dtype=np.float32)[:3],
+        "reference_loss": rng.random(NUM_ROWS).astype(np.float32),
+        "training_loss": losses_N,
+        "answer_losses": rng.random((NUM_ROWS, 2)).astype(np.float32),
+        "trajectories": rng.random((NUM_ROWS, 4)).astype(np.float32),
+        "source": np.arange(NUM_ROWS) % 3,
         "similarities": similarities_NxG,
         "target_sizes": np.array([3, 5]),
         "loss": losses_N,

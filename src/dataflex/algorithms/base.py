@@ -256,6 +256,8 @@ class TrainedBatch:
     num_steps: int  # of the whole run
     columns_B: Mapping[str, np.ndarray] = field(default_factory=dict)  # dataset columns that the weigher names
     token_losses_BxT: np.ndarray | None = None  # given to weighers with "token_loss" in ``needs``
+    reference_losses_BxT: np.ndarray | None = None  # of the same tokens, with "reference_token_loss"
+    embeddings_BxE: np.ndarray | None = None  # unit rows, NaN where a row has none, with "embedding"
 
     def __len__(self) -> int:
         return len(self.losses_B)
@@ -279,7 +281,7 @@ class Weights:
 class Weigher(Protocol):
     """A method that says how much each row counts. Implementations are frozen keyword-only dataclasses."""
 
-    needs: ClassVar[frozenset[str]]  # "loss", "token_loss", "column"
+    needs: ClassVar[frozenset[str]]  # "loss", "token_loss", "reference_token_loss", "embedding", "column"
     source: ClassVar[str]
 
     def init(self) -> State:

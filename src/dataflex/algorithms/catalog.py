@@ -22,17 +22,23 @@ from dataflex.algorithms.order.zigzag import Zigzag
 from dataflex.algorithms.select.cluster_less import ClusterLess
 from dataflex.algorithms.select.delta_loss import DeltaLoss
 from dataflex.algorithms.select.icons import Icons
+from dataflex.algorithms.select.ifd import Ifd
+from dataflex.algorithms.select.infobatch import InfoBatch
 from dataflex.algorithms.select.length import Length
 from dataflex.algorithms.select.less import Less
 from dataflex.algorithms.select.loss import Loss
 from dataflex.algorithms.select.near import Near
 from dataflex.algorithms.select.random import Random
 from dataflex.algorithms.select.replay import Replay
+from dataflex.algorithms.select.rho_loss import RhoLoss
+from dataflex.algorithms.select.s2l import S2L
 from dataflex.algorithms.select.static import Static
 from dataflex.algorithms.select.tsds import Tsds
+from dataflex.algorithms.weigh.adapt import Adapt
 from dataflex.algorithms.weigh.column import Column
 from dataflex.algorithms.weigh.focal import Focal
 from dataflex.algorithms.weigh.loss import LossWeigher
+from dataflex.algorithms.weigh.rho1 import Rho1
 from dataflex.algorithms.weigh.self_paced import SelfPaced
 from dataflex.core.errors import ConfigError, did_you_mean, shown
 
@@ -47,6 +53,10 @@ SELECTORS: dict[str, type] = {
     "cluster_less": ClusterLess,
     "near": Near,
     "tsds": Tsds,
+    "rho_loss": RhoLoss,
+    "ifd": Ifd,
+    "s2l": S2L,
+    "infobatch": InfoBatch,
     "icons": Icons,
 }
 
@@ -59,7 +69,14 @@ MIXERS: dict[str, type] = {
     "doremi": DoReMi,
 }
 
-WEIGHTERS: dict[str, type] = {"column": Column, "loss": LossWeigher, "focal": Focal, "self_paced": SelfPaced}
+WEIGHTERS: dict[str, type] = {
+    "column": Column,
+    "loss": LossWeigher,
+    "focal": Focal,
+    "self_paced": SelfPaced,
+    "rho1": Rho1,
+    "adapt": Adapt,
+}
 
 ORDERS: dict[str, type] = {
     "sorting": Sorting,

@@ -78,6 +78,8 @@ def read_preset(
     params, changed = ({} if part.get("params") is None else part["params"] for part in (preset, overrides))
     if not isinstance(params, dict) or not isinstance(changed, dict):
         raise ConfigError(f"params of the preset {shown(name)} is no mapping of parameters to values")
+    if merged.get("name", name) != preset.get("name", name):
+        params = {}  # another method's
     params = {word: _replace_output_dir(word, value, output_dir) for word, value in {**params, **changed}.items()}
     method = merged.get("name", name)
     return {"name": method if isinstance(method, str) else shown(method), "params": params}

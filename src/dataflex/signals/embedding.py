@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -118,6 +118,20 @@ def backbone(model: nn.Module) -> nn.Module:
             "set encoder to a sentence encoder"
         )
     return getattr(found, "language_model", found)
+
+
+@contextmanager
+def last_hidden_states(model: nn.Module, see: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Have ``see`` shown the last hidden states, (B, T, H), of each forward of ``model``, a wrapped one too."""
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        see(output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0])
+
+    handle = backbone(model).register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def pooled(hidden_BxTxH: torch.Tensor, kept_BxT: torch.Tensor, pooling: Pooling = "position") -> torch.Tensor:

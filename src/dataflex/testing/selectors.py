@@ -76,13 +76,14 @@ class SelectorCase:
     """A selector, the signals that are not known here, and what it is excused from.
 
     ``signals`` maps a name to a function of (pool, progress, quota). ``ranks_by_row``: equal scores are ranked by row
-    number, so that equal rows need not have equal weights.
+    number, so that equal rows need not have equal weights. ``measured_by_chance``: so are the rows that it measures.
     """
 
     selector: Any
     signals: Mapping[str, Callable[[Pool, Any, int], np.ndarray]] = dataclasses.field(default_factory=dict)
     ranks_by_row: bool = False
     allows_repeats: bool = False
+    measured_by_chance: bool = False
 
     def __repr__(self) -> str:
         changed = [
@@ -95,7 +96,13 @@ class SelectorCase:
     def can_draw(self, pool: Pool) -> np.ndarray:
         """Rows that this method may draw."""
         drawable_N = pool.label_tokens_N > 0
-        if {"loss", "similarities", "embeddings"} & self.selector.needs:  # a row without a loss has no gradient either
+        if {
+            "loss",
+            "similarities",
+            "embeddings",
+            "answer_losses",
+            "trajectories",
+        } & self.selector.needs:  # a row without a loss has no gradient either
             drawable_N = drawable_N & np.isfinite(pool.start_N)
         if "file" in self.selector.needs:
             drawable_N = drawable_N & np.isfinite(pool.scores_N)
@@ -107,6 +114,13 @@ class SelectorCase:
             "loss": lambda: (pool.start_N - pool.fall_N * progress.step).astype(np.float32),
             "times_trained": lambda: times_trained_N.copy(),
             "file": lambda: pool.scores_N.copy(),
+            "reference_loss": lambda: (pool.start_N * 0.9 - pool.fall_N * 5).astype(np.float32),
+            "training_loss": lambda: np.where(times_trained_N > 0, pool.start_N - pool.fall_N, np.nan).astype(
+                np.float32
+            ),
+            "answer_losses": lambda: np.stack([pool.start_N, pool.start_N + pool.fall_N * 9], axis=1),
+            "trajectories": lambda: np.stack([pool.start_N - pool.fall_N * t for t in range(3)], axis=1),
+            "source": lambda: (pool.scores_N > np.nanmedian(pool.scores_N)).astype(np.int64),
             "embeddings": lambda: pool.embeddings_NxE,
             "target_embeddings": lambda: np.eye(3, dtype=np.float32)[:2],
         }
@@ -257,6 +271,8 @@ class SelectorSuite:
     def test_permuting_the_pool_permutes_what_was_recorded(self, case):
         pool = Pool.of_size(40)
         order = np.random.default_rng(5).permutation(40)
+        if case.measured_by_chance:
+            return
         plain, permuted = run(case, pool), run(case, pool.take(order))
         for one, other in zip(plain, permuted, strict=True):
             assert one.columns_N.keys() == other.columns_N.keys()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,14 @@ class WeigherCase:
 
     ``over_window``: it compares a row with the steps before, not with its micro-batch, so that cutting a step into
     other micro-batches changes nothing. ``mean_one``: its coefficients average to 1 over a micro-batch.
+    ``ranks_by_row``: of equal tokens the first row's are kept. ``given``: state that the trainer adds.
     """
 
     weigher: Any
     over_window: bool = False
     mean_one: bool = False
+    ranks_by_row: bool = False
+    given: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         return described(self.weigher)
@@ -36,6 +39,7 @@ def batch_of(num_rows: int, step: int, seed: int = 0) -> TrainedBatch:
     rng = np.random.default_rng([seed, step])
     tokens_B = rng.integers(1, 6, num_rows)
     token_losses_BxT = np.where(np.arange(5) < tokens_B[:, None], rng.gamma(2.0, 0.7, (num_rows, 5)), np.nan)
+    vectors_BxE = rng.standard_normal((num_rows, 3))
     return TrainedBatch(
         losses_B=read_only(np.nanmean(token_losses_BxT, axis=1)),
         tokens_B=read_only(tokens_B),
@@ -43,6 +47,8 @@ def batch_of(num_rows: int, step: int, seed: int = 0) -> TrainedBatch:
         num_steps=NUM_STEPS,
         columns_B={"weight": read_only(rng.random(num_rows) * 3)},
         token_losses_BxT=read_only(token_losses_BxT),
+        reference_losses_BxT=read_only(token_losses_BxT * rng.random((num_rows, 5)) * 1.5),
+        embeddings_BxE=read_only(vectors_BxE / np.linalg.norm(vectors_BxE, axis=1, keepdims=True)),
     )
 
 
@@ -53,7 +59,11 @@ def take(batch: TrainedBatch, rows: np.ndarray) -> TrainedBatch:
         losses_B=read_only(batch.losses_B[rows]),
         tokens_B=read_only(batch.tokens_B[rows]),
         columns_B={name: read_only(values_B[rows]) for name, values_B in batch.columns_B.items()},
-        token_losses_BxT=None if batch.token_losses_BxT is None else read_only(batch.token_losses_BxT[rows]),
+        **{
+            name: None if values is None else read_only(values[rows])
+            for name in ("token_losses_BxT", "reference_losses_BxT", "embeddings_BxE")
+            for values in [getattr(batch, name)]
+        },
     )
 
 
@@ -79,7 +89,7 @@ def run_weigher(
     between: Callable[[State], State] = frozen_state,
 ) -> tuple[list[np.ndarray], State]:
     """Coefficients of each micro-batch, and the last state."""
-    state, made = between(case.weigher.init()), []
+    state, made = between({**case.weigher.init(), **case.given}), []
     for batch in batches:
         weights, state = weigh(case.weigher, state, batch, warmup_step)
         json.dumps(weights.notes, allow_nan=False)
@@ -95,7 +105,7 @@ class WeigherSuite:
 
     def test_it_is_a_frozen_value_that_serves_the_protocol_and_names_its_source(self, case):
         check_value(case.weigher, Weigher)
-        assert case.weigher.needs <= {"loss", "token_loss", "column"}
+        assert case.weigher.needs <= {"loss", "token_loss", "reference_token_loss", "embedding", "column"}
 
     def test_coefficients_are_finite_and_not_negative_and_not_all_zero(self, case):
         for c in run_weigher(case, list(self.BATCHES))[0]:
@@ -123,6 +133,8 @@ class WeigherSuite:
             np.testing.assert_allclose(one[order], other, rtol=1e-12)
 
     def test_equal_rows_count_the_same(self, case):
+        if case.ranks_by_row:
+            return
         twice = [take(batch, np.array([0, 1, 2, 3, 0, 1, 2, 3])) for batch in self.BATCHES]
         for c in run_weigher(case, twice)[0]:
             assert np.array_equal(c[:4], c[4:])

@@ -35,6 +35,8 @@ from dataflex.train.ranks import Ranks
 from dataflex.train.shown import Shown, under
 from dataflex.train.training import Training
 
+FACTOR = "factor"  # the column in which a selector says how much a row of its selection counts
+
 
 class Curator:
     """Decides each segment when its first batch is asked for. All public methods are collective.
@@ -101,6 +103,7 @@ class Curator:
         self._seconds = {"choosing": 0.0, "running": 0.0}
         # Rows of the segment in progress, and what a former process recorded of those to decide next:
         self._current: tuple[Segment, np.ndarray] | None = None
+        self._factors_N: np.ndarray | None = None  # how much its rows count, where the selector says so
         self._former = Former(self._ledger)
         self._started = time.perf_counter()
         self._run_id: str | None = None
@@ -126,19 +129,37 @@ class Curator:
         """Rows of the whole segment: decided now, in memory already, or recorded before a resume."""
         if self._current is None or self._current[0].index != segment.index:
             if step > segment.start:
-                self._current = (segment, self.ranks.from_main(lambda: self._recorded_rows(segment)))
+                rows_Q, factors_Q = self.ranks.from_main(lambda: self._recorded_rows(segment))
+                self._keep_factors(rows_Q, factors_Q)
+                self._current = (segment, rows_Q)
             else:
                 self._current = (segment, self._decide(segment))
         return self._current[1]
 
-    def _recorded_rows(self, segment: Segment) -> np.ndarray:
+    def _recorded_rows(self, segment: Segment) -> tuple[np.ndarray, np.ndarray | None]:
         line = self._ledger.line_of(segment.index)
         if line is None:
             raise LedgerError(
                 f"{self._ledger.path} has no line of segment {segment.index}, which this run was in the middle of; "
                 "restore the dataflex folder of the run, or start anew with overwrite_output_dir: true"
             )
-        return self._ledger.rows_of(line)
+        rows_Q = self._ledger.rows_of(line)
+        factors_N = self._ledger.signals_of(line).get(FACTOR) if self._gives_factors else None
+        return rows_Q, None if factors_N is None else factors_N[rows_Q]
+
+    @property
+    def _gives_factors(self) -> bool:
+        return bool(getattr(self.method.selector, "gives_factors", False))
+
+    def _keep_factors(self, rows_Q: np.ndarray, factors_Q: np.ndarray | None) -> None:
+        self._factors_N = None
+        if factors_Q is not None:
+            self._factors_N = np.ones(len(self.pool))
+            self._factors_N[rows_Q] = factors_Q
+
+    def factors(self, rows_B: np.ndarray) -> np.ndarray | None:
+        """How much rows of the segment in progress count by the selection that they are of; None: 1."""
+        return None if self._factors_N is None else self._factors_N[rows_B]
 
     # one decision
 
@@ -174,10 +195,11 @@ class Curator:
                 scoring = added(scoring, measured.cost)
         # In the host's own order nothing is chosen: every rank knows the rows, rank 0 records them.
         epoch_rows = self._host_order(segment.cycle) if method.follows_host else None
-        line, rows_Q, numbers, mix_state = self.ranks.from_main(
+        line, rows_Q, numbers, mix_state, factors_Q = self.ranks.from_main(
             lambda: self._choose(segment, progress, signals, scoring, warnings, began, epoch_rows, finished)
         )
         self._state |= mix_state
+        self._keep_factors(rows_Q, factors_Q)
         self.ranks.require_equal(rows_Q, f"the decision of segment {segment.index}")
         self._count(rows_Q)
         self.num_decisions += 1
@@ -235,8 +257,12 @@ class Curator:
         began: float,
         epoch_rows: np.ndarray | None,
         finished: Mapping[str, Any],
-    ) -> tuple[dict[str, Any], np.ndarray, dict[str, float], dict[str, np.ndarray]]:
-        """Decide and record one segment: its line, its rows, its numbers, the mixer's state after it (rank 0)."""
+    ) -> tuple[dict[str, Any], np.ndarray, dict[str, float], dict[str, np.ndarray], np.ndarray | None]:
+        """Decide and record one segment (rank 0).
+
+        Returns:
+            Its line, its rows, its numbers, the mixer's state after it, how much each row counts (None: 1).
+        """
         quota = segment.num_steps * self.geometry.global_batch
         if "loss" in signals and not self.method.limits_passes:
             self._scorable_N = self.pool.info.trainable_N & np.isfinite(signals["loss"])
@@ -280,7 +306,8 @@ class Curator:
         else:
             line = self._ledger.append(line, rows_Q, columns_N)
         numbers = metrics(line, rows_Q, columns_N, self._sources, finished)
-        return line, rows_Q, numbers, prefixed(MIX, part(self._state, MIX))
+        factors_Q = columns_N[FACTOR][rows_Q] if FACTOR in columns_N else None
+        return line, rows_Q, numbers, prefixed(MIX, part(self._state, MIX)), factors_Q
 
     def _situation(
         self, progress: Progress, signals: Mapping[str, np.ndarray], quota: int, finished: Mapping[str, Any]

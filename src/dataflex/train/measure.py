@@ -119,8 +119,11 @@ class Measurer:
             case "answer_losses":
                 return self._answer_losses()
             case "trajectories":
+                path = self._selector.path
                 return Measured(
-                    values=self._ranks.from_main(lambda: trajectories(self._selector.path, self._pool, self._columns))
+                    values=self._ranks.from_main(
+                        lambda: trajectories(path, len(self._pool), self._pool.digest, self._columns)
+                    )
                 )
             case "source":
                 return Measured(values=source_codes(self._columns, len(self._pool)))

@@ -55,7 +55,7 @@ from dataflex.train.settings import (
 from dataflex.train.source_loss import SourceLoss
 from dataflex.train.sources import find_sources, require_sources
 from dataflex.train.target import check_target
-from dataflex.train.watching import domain_factor, measure_domains, watch_training
+from dataflex.train.watching import measure_domains, row_factor, watch_training
 
 
 class DynamicDataMixin:
@@ -145,7 +145,8 @@ class DynamicDataMixin:
             domains=domains,
             columns=dataflex.rows,
             listener=self._source_loss.take if self._source_loss else None,
-            factor=lambda rows_B: domain_factor(self.curator, self.state.global_step, rows_B),  # type: ignore[attr-defined]
+            target=dataflex.target,
+            factor=lambda rows_B: row_factor(self.curator, self.state.global_step, rows_B),  # type: ignore[attr-defined]
         )
         self.curator = Curator(
             method=dataflex.method,

@@ -10,6 +10,7 @@ import numpy as np
 
 from dataflex.algorithms.base import PoolInfo, Progress, Selection
 from dataflex.algorithms.select.gradient import recorded_similarities
+from dataflex.algorithms.select.ifd import recorded_answer_losses
 from dataflex.core.errors import DataFlexError, LedgerError
 from dataflex.ledger.audit import Audit
 from dataflex.ledger.files import read_columns
@@ -21,6 +22,7 @@ from dataflex.train.decide import MIX, Decision, Situation, candidates, decide, 
 from dataflex.train.domains import domains_of
 from dataflex.train.method import Method
 from dataflex.train.settings import versions
+from dataflex.train.trajectories import PLACE, source_codes, trajectories
 
 TOLERANCE = 1e-6  # of recorded columns and notes, relative; rows must be equal
 
@@ -60,7 +62,8 @@ def _columns(audit: Audit, method: Method) -> tuple[str, ...]:
     )
     if method.mixer is not None and not known:
         raise LedgerError("run.yaml does not say which column holds the domains, and their names")
-    return ("num_tokens", "num_label_tokens", *by_column, *([domains["column"]] if method.mixer else []))
+    former = PLACE if {"trajectories", "source"} & method.selector.needs else ()
+    return ("num_tokens", "num_label_tokens", *former, *by_column, *([domains["column"]] if method.mixer else []))
 
 
 class _Derivation:
@@ -197,16 +200,26 @@ class _Derivation:
         kind, _, what = name.partition(":")
         if kind == "column":
             return np.asarray(self._columns[what], dtype=np.float64)
+        if name == "trajectories":
+            return self._trajectories(self._method.selector.path)
+        if name == "source":
+            return source_codes(self._columns, len(self._pool))
         if kind in ("file", "replay"):
             return self._from_path(kind, Path(str(what or self._method.selector.path)), progress)
         if name in (line.get("scoring") or {}).get("files", {}):
             return self._from_file(Path(line["scoring"]["files"][name]))
         if name == "target_sizes" and {"groups", "order"} <= self._target.keys():
             return np.array([self._target["groups"][group] for group in self._target["order"]], dtype=np.int64)
-        recorded = recorded_similarities(columns_N) if name == "similarities" else columns_N.get(name)
+        recorded = _recorded(name, columns_N)
         if recorded is not None:
             return recorded
         raise NotAtHandError(f"the signal {name!r} was not recorded")
+
+    def _trajectories(self, path: str) -> np.ndarray:
+        try:
+            return trajectories(path, len(self._pool), self._facts.data, self._columns)
+        except (DataFlexError, OSError) as error:
+            raise NotAtHandError(str(error)) from error
 
     def _from_file(self, path: Path) -> np.ndarray:
         """An array that was kept beside the record for its size."""
@@ -268,6 +281,15 @@ def _wrong_reasons(selection: Selection, columns_N: Mapping[str, np.ndarray], li
         if not _same(line[name], given):
             wrong.append(f"its {name} do not follow from its signals")
     return wrong
+
+
+def _recorded(name: str, columns_N: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """A signal from the columns that were recorded of it."""
+    if name == "similarities":
+        return recorded_similarities(columns_N)
+    if name == "answer_losses":
+        return recorded_answer_losses(columns_N)
+    return columns_N.get(name)
 
 
 def _listed(names: Any) -> str:

@@ -117,10 +117,12 @@ def check_target(method: Method, *, is_given: bool, plan: SegmentPlan | None = N
     Raises:
         ConfigError: one of these.
     """
-    needed = sorted(TARGET_SIGNALS & method.selector.needs) if method.selects else []
+    choosing = [method.name] if method.selects and TARGET_SIGNALS & method.selector.needs else []
+    needed = choosing + [part.name for part in method.weighers if "embedding" in part.method.needs]
     if needed and not is_given:
+        does = "chooses what serves" if choosing else "weighs rows by"
         raise ConfigError(
-            f"{method.name} chooses what serves a target, and none is named; set target to one or more data sets of "
+            f"{needed[0]} {does} a target, and none is named; set target to one or more data sets of "
             "rows like those the model shall answer"
         )
     if is_given and not needed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch.nn import functional as F  # noqa: N812  its common name
 from transformers import PreTrainedModel
 
 from dataflex.core.errors import DataFlexError
+from dataflex.signals.embedding import last_hidden_states, pooled
 from dataflex.signals.loss import IGNORE_INDEX, token_losses
 from dataflex.train.ranks import Ranks
-from dataflex.train.reference import Excess
+from dataflex.train.reference import Excess, Reference
 from dataflex.train.seen import Entries
 from dataflex.train.weighing import Weighing
 
@@ -34,6 +35,12 @@ class _MicroBatch:
     step: int  # optimizer step
     inputs: Mapping[str, Any]
     is_taken: bool = False  # its losses were seen
+    reference_BxT: torch.Tensor | None = None  # a reference's losses of the label that follows each position
+    hidden_BxTxH: torch.Tensor | None = None  # last hidden states of the first forward
+
+    def see_states(self, hidden_BxTxH: torch.Tensor) -> None:
+        if self.hidden_BxTxH is None:
+            self.hidden_BxTxH = hidden_BxTxH.detach()
 
 
 class TrainedLoss:
@@ -55,6 +62,8 @@ class TrainedLoss:
         beside: read the losses beside the host's own even where they could be computed once, so that the host's number
             stays what it is to the last bit.
         keep: keep the rows' losses until they are drained; else only listeners are told.
+        reference: whose loss of the same tokens weighers ask for.
+        read_anchors: unit vectors of the rows that weighers by embeddings compare with, under the present weights.
     """
 
     def __init__(
@@ -66,7 +75,10 @@ class TrainedLoss:
         excess: Excess | None = None,
         beside: bool = False,
         keep: bool = True,
+        reference: Reference | None = None,
+        read_anchors: Callable[[], np.ndarray] | None = None,
     ) -> None:
+        self._reference, self._read_anchors = reference, read_anchors
         self._ranks, self._num_tokens_N, self._weighing = ranks, num_tokens_N, weighing
         self._excess, self._beside, self._keep = excess, beside, keep
         self._batch: _MicroBatch | None = None
@@ -96,6 +108,13 @@ class TrainedLoss:
         batch = self._batch = _MicroBatch(rows_B=rows_B, step=step, inputs=inputs)
         if self._excess is not None:
             self._excess.begin(inputs)
+        if self._reference is not None:
+            batch.reference_BxT = self._reference.losses(inputs)
+        states = nullcontext()
+        if self._weighing is not None and self._weighing.needs_embeddings:
+            assert self._read_anchors is not None
+            self._weighing.refresh(step, self._read_anchors)
+            states = last_hidden_states(model, batch.see_states)
         inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
         replaced = inner is not None and not self._beside and _is_causal(inner)
         handle = model.register_forward_hook(self._after_forward)
@@ -104,7 +123,8 @@ class TrainedLoss:
             assert inner is not None
             inner._loss_function = self._replacement
         try:
-            yield
+            with states:
+                yield
         finally:
             handle.remove()
             if replaced:
@@ -203,7 +223,31 @@ class TrainedLoss:
         if self._weighing is None:
             return None
         losses_BxT = losses_BxT.masked_fill(~has_label_BxT, torch.nan) if self._weighing.needs_tokens else losses_BxT
-        return self._weighing.coefficients(batch.rows_B, batch.step, sums_Bx2, losses_BxT, owner_BxT)
+        reference_BxT = batch.reference_BxT
+        if reference_BxT is not None:
+            reference_BxT = reference_BxT[:, : losses_BxT.shape[1]]
+        embeddings_BxE = self._embeddings(batch) if self._weighing.needs_embeddings else None
+        return self._weighing.coefficients(
+            batch.rows_B, batch.step, sums_Bx2, losses_BxT, owner_BxT, reference_BxT, embeddings_BxE
+        )
+
+    def _embeddings(self, batch: _MicroBatch) -> torch.Tensor:
+        """A unit vector of each row of the micro-batch, from its own forward's hidden states."""
+        hidden_BxTxH = batch.hidden_BxTxH
+        if hidden_BxTxH is None:
+            raise DataFlexError(
+                "the forward showed no last hidden states, which the weigher compares; take a weigher by losses"
+            )
+        if len(hidden_BxTxH) == len(batch.rows_B):
+            mask_BxT: Any = batch.inputs.get("attention_mask")
+            shape = hidden_BxTxH.shape[:2]
+            kept_BxT = torch.ones(shape, dtype=torch.bool) if mask_BxT is None or mask_BxT.dim() != 2 else mask_BxT != 0
+            return pooled(hidden_BxTxH, kept_BxT.to(hidden_BxTxH.device))
+        # A flattened batch: its rows lie end to end.
+        lengths = self._num_tokens_N[batch.rows_B].tolist()
+        rows = nn.utils.rnn.pad_sequence(list(hidden_BxTxH[0].split(lengths)), batch_first=True)
+        longest = torch.arange(rows.shape[1], device=rows.device)
+        return pooled(rows, longest < torch.tensor(lengths, device=rows.device)[:, None])
 
     def _owners(self, shape: torch.Size, device: torch.device) -> torch.Tensor:
         """Which of the batch's rows each position belongs to, int64, shape (B, T)."""

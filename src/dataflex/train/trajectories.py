@@ -11,12 +11,11 @@ import pyarrow as pa
 from dataflex.core.errors import ConfigError, LedgerError
 from dataflex.ledger.files import read_columns
 from dataflex.ledger.ledger import Ledger
-from dataflex.train.pool import Pool
 
 PLACE = ("dataset", "source_row")  # what tells rows of one source apart, whatever the tokenizer
 
 
-def trajectories(path: str, pool: Pool, columns: Mapping[str, Any]) -> np.ndarray:
+def trajectories(path: str, num_rows: int, digest: str, columns: Mapping[str, Any]) -> np.ndarray:
     """The losses that a former run recorded at its decisions, float32, shape (N, C), in the order of its steps.
 
     The run may have been of another, smaller model with another tokenizer, if the rows come from the same places of
@@ -24,7 +23,8 @@ def trajectories(path: str, pool: Pool, columns: Mapping[str, Any]) -> np.ndarra
 
     Args:
         path: of the run: its output_dir.
-        columns: of this run's rows.
+        digest: of this run's data.
+        columns: of its rows.
 
     Raises:
         ConfigError, LedgerError: no record there, of other rows, or one without losses.
@@ -32,7 +32,7 @@ def trajectories(path: str, pool: Pool, columns: Mapping[str, Any]) -> np.ndarra
     ledger = Ledger(path)
     if not ledger.exists():
         raise ConfigError(f"path {path!r} holds no record of a run; name the output_dir of a run of delta_loss or loss")
-    if ledger.run().get("fingerprint", {}).get("data") != pool.digest and not _same_rows(ledger, pool, columns):
+    if ledger.run().get("fingerprint", {}).get("data") != digest and not _same_rows(ledger, num_rows, columns):
         raise LedgerError(
             f"{path} recorded a run on other rows; losses over a run are known of the same data sets, read in the same "
             "way (max_samples, val_size) alone"
@@ -40,7 +40,7 @@ def trajectories(path: str, pool: Pool, columns: Mapping[str, Any]) -> np.ndarra
     found = []
     for _, line in sorted(ledger.segments().items()):
         losses_N = ledger.signals_of(line).get("loss")
-        if losses_N is not None and len(losses_N) == len(pool):
+        if losses_N is not None and len(losses_N) == num_rows:
             found.append(np.asarray(losses_N, dtype=np.float32))
     if not found:
         raise LedgerError(
@@ -49,14 +49,14 @@ def trajectories(path: str, pool: Pool, columns: Mapping[str, Any]) -> np.ndarra
     return np.stack(found, axis=1)
 
 
-def _same_rows(ledger: Ledger, pool: Pool, columns: Mapping[str, Any]) -> bool:
+def _same_rows(ledger: Ledger, num_rows: int, columns: Mapping[str, Any]) -> bool:
     if not all(name in columns for name in PLACE):
         return False
     try:
         recorded = read_columns(ledger.root / "rows.parquet", PLACE)
     except LedgerError:
         return False
-    return all(len(recorded[name]) == len(pool) and _values(recorded[name]) == _values(columns[name]) for name in PLACE)
+    return all(len(recorded[name]) == num_rows and _values(recorded[name]) == _values(columns[name]) for name in PLACE)
 
 
 def _values(column: Any) -> list[Any]:

@@ -12,15 +12,17 @@ from dataflex.algorithms.mix.doremi import domain_coefficients
 from dataflex.core.domains import sum_by_domain
 from dataflex.core.errors import ConfigError
 from dataflex.core.order import Geometry
+from dataflex.train.anchors import anchor_reader
 from dataflex.train.curator import Curator
 from dataflex.train.domains import Domains, read_proportions, weighs_domains
-from dataflex.train.measure import number_column
+from dataflex.train.measure import fetch, number_column
 from dataflex.train.method import Method
 from dataflex.train.pool import Pool
 from dataflex.train.ranks import Ranks
 from dataflex.train.reference import Excess, Reference
 from dataflex.train.refuse import refuse_loss
 from dataflex.train.stage_loss import scores_own_loss
+from dataflex.train.target import Target
 from dataflex.train.trained_loss import TrainedLoss
 from dataflex.train.weighing import Weighing
 
@@ -37,13 +39,15 @@ def watch_training(
     columns: Mapping[str, Any],
     listener: Callable[[np.ndarray, torch.Tensor], None] | None,
     factor: Callable[[np.ndarray], np.ndarray | None],
+    target: Target | None = None,
 ) -> TrainedLoss | None:
     """The program of a run that keeps and weighs the trained rows' losses; None where nothing needs them.
 
     Args:
         columns: those of rows.parquet, which weighers may name.
         listener: is told the losses of each micro-batch.
-        factor: coefficients of rows by their domains, for a mixer that weighs domains.
+        factor: further coefficients of rows, by their domains or by the selection that they are of.
+        target: rows that weighers compare with.
 
     Raises:
         ConfigError: the trainer's loss is not one that can be read or weighed.
@@ -61,10 +65,14 @@ def watch_training(
         accelerator = trainer.accelerator
         reference = Reference(mixer.reference, accelerator.unwrap_model(trainer.model), accelerator)
         excess = Excess(reference, domains.domain_N, len(domains.info), ranks)
+    weighing = _weighing(trainer, method, num_steps, geometry, ranks, domains, columns, factor)
+    by_embedding = weighing is not None and weighing.needs_embeddings
     trained_loss = TrainedLoss(
         ranks=ranks,
         num_tokens_N=pool.info.num_tokens_N,
-        weighing=_weighing(trainer, method, num_steps, geometry, ranks, domains, columns, factor),
+        weighing=weighing,
+        reference=_reference_of_tokens(trainer, method),
+        read_anchors=anchor_reader(trainer, target, ranks, fetch) if by_embedding else None,
         excess=excess,
         beside=not method.watches_training,
         keep=method.watches_training,
@@ -85,8 +93,11 @@ def _weighing(
     factor: Callable[[np.ndarray], np.ndarray | None],
 ) -> Weighing | None:
     by_domain = method.mixer is not None and domains is not None and weighs_domains(method.mixer.method, domains)
-    if not method.weighers and not by_domain:
+    by_selection = method.selects and getattr(method.selector, "gives_factors", False)
+    if not method.weighers and not by_domain and not by_selection:
         return None
+    if by_selection:
+        refuse_loss(trainer, method.name)
     for part in (*method.weighers, *((method.mixer,) if by_domain and method.mixer else ())):
         refuse_loss(trainer, part.name)
     names = {part.method.column for part in method.weighers if "column" in part.method.needs}
@@ -98,11 +109,27 @@ def _weighing(
         normalize=method.normalize,
         warmup_step=method.weigh_warmup,
         columns={name: number_column(name, columns) for name in names},
-        factor=factor if by_domain else None,
+        factor=factor if by_domain or by_selection else None,
     )
 
 
-def domain_factor(curator: Curator, step: int, rows_B: np.ndarray) -> np.ndarray | None:
+def _reference_of_tokens(trainer: Any, method: Method) -> Reference | None:
+    """The model whose loss of the same tokens a weigher asks for."""
+    named = [part.method.reference for part in method.weighers if "reference_token_loss" in part.method.needs]
+    if not named:
+        return None
+    return Reference(named[0], trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator)
+
+
+def row_factor(curator: Curator, step: int, rows_B: np.ndarray) -> np.ndarray | None:
+    """Coefficients of rows that come neither of their losses nor of a column; None: all 1."""
+    of_selection_B, of_domain_B = curator.factors(rows_B), _domain_factor(curator, step, rows_B)
+    if of_selection_B is None or of_domain_B is None:
+        return of_domain_B if of_selection_B is None else of_selection_B
+    return of_selection_B * of_domain_B
+
+
+def _domain_factor(curator: Curator, step: int, rows_B: np.ndarray) -> np.ndarray | None:
     """Coefficients of rows by the weights of their domains, over the global batch of optimizer step ``step``."""
     weights_D, domains, mixer = curator.domain_weights(), curator.domains, curator.method.mixer
     if weights_D is None or domains is None or mixer is None:

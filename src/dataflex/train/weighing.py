@@ -58,11 +58,20 @@ class Weighing:
         self._states: list[State] = [part.method.init() for part in self._parts]
         self.needs_tokens = any("token_loss" in part.method.needs for part in self._parts)
         self._needs_losses = any("loss" in part.method.needs for part in self._parts) or normalize == "mean_one"
+        self.needs_reference = any("reference_token_loss" in part.method.needs for part in self._parts)
+        self.needs_embeddings = any("embedding" in part.method.needs for part in self._parts)
         self.met_unscored = False  # in the last micro-batch a row had no finite loss
         self._clear()
 
     def coefficients(
-        self, rows_B: np.ndarray, step: int, sums_Bx2: torch.Tensor, losses_BxT: torch.Tensor, owner_BxT: torch.Tensor
+        self,
+        rows_B: np.ndarray,
+        step: int,
+        sums_Bx2: torch.Tensor,
+        losses_BxT: torch.Tensor,
+        owner_BxT: torch.Tensor,
+        reference_BxT: torch.Tensor | None = None,
+        embeddings_BxE: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Coefficients of each position of this rank's micro-batch, of the losses' type and shape (collective).
 
@@ -71,8 +80,13 @@ class Weighing:
             sums_Bx2: loss sum and label tokens of each.
             losses_BxT: loss at each position; NaN where there is no label, if ``needs_tokens``.
             owner_BxT: which of the rows each position belongs to.
+            reference_BxT: loss of a reference at each position, if ``needs_reference``.
+            embeddings_BxE: unit vector of each row, if ``needs_embeddings``.
         """
-        whole = self._whole(rows_B, step, sums_Bx2, losses_BxT, owner_BxT)
+        by_token = [losses_BxT] if self.needs_tokens else []
+        if reference_BxT is not None:
+            by_token.append(reference_BxT.to(losses_BxT.device).masked_fill(torch.isnan(losses_BxT), torch.nan))
+        whole = self._whole(rows_B, step, sums_Bx2, by_token, owner_BxT, embeddings_BxE)
         weights_KxB, tokens_KxBxT = [], []
         for number, part in enumerate(self._parts):
             weights, state = weigh(part.method, self._states[number], whole.batch, self._warmup_step)
@@ -97,8 +111,31 @@ class Weighing:
             weights_BxT = weights_BxT * _back_in_place(token_weights_BxT, owners)
         return torch.from_numpy(weights_BxT).to(losses_BxT.device, losses_BxT.dtype)
 
+    def refresh(self, step: int, read_anchors: Callable[[], np.ndarray]) -> None:
+        """Give weighers by embeddings the anchors anew where their time has come (collective).
+
+        Args:
+            step: the optimizer step that begins.
+            read_anchors: unit rows of the anchors under the present weights, the same on all ranks.
+        """
+        anchors_MxE: np.ndarray | None = None
+        for number, part in enumerate(self._parts):
+            state = self._states[number]
+            if "embedding" not in part.method.needs:
+                continue
+            if len(state["anchors_MxE"]) and int(state.get("read_at", -1)) + part.method.refresh > step:
+                continue
+            anchors_MxE = read_anchors() if anchors_MxE is None else anchors_MxE
+            self._states[number] = {**state, "anchors_MxE": anchors_MxE, "read_at": np.array(step)}
+
     def _whole(
-        self, rows_B: np.ndarray, step: int, sums_Bx2: torch.Tensor, losses_BxT: torch.Tensor, owner_BxT: torch.Tensor
+        self,
+        rows_B: np.ndarray,
+        step: int,
+        sums_Bx2: torch.Tensor,
+        by_token: list[torch.Tensor],
+        owner_BxT: torch.Tensor,
+        embeddings_BxE: torch.Tensor | None,
     ) -> _Whole:
         """The micro-batch of all ranks in ascending order of pool row (collective, where a loss is asked for).
 
@@ -106,23 +143,31 @@ class Weighing:
         """
         if not self._needs_losses:
             ones_B = np.ones(len(rows_B))
-            return _Whole(self._batch(rows_B, step, ones_B, ones_B, None), np.arange(len(rows_B)), rows_B)
+            return _Whole(self._batch(rows_B, step, ones_B, ones_B, [], None), np.arange(len(rows_B)), rows_B)
         sums_B, tokens_B = sums_Bx2.cpu().numpy().T
         with np.errstate(invalid="ignore"):  # a sum that is not finite stays so
             losses_B = np.divide(sums_B, tokens_B, out=np.full(len(sums_B), np.nan), where=tokens_B > 0)
         mine = np.column_stack([rows_B, losses_B, tokens_B]).astype(np.float64)
-        lines_BxT = _lines(losses_BxT, owner_BxT, len(rows_B)) if self.needs_tokens else np.zeros((len(rows_B), 0))
-        sizes_Rx2 = self._ranks.gather(torch.tensor([[len(rows_B), lines_BxT.shape[1]]])).numpy()
+        lines_KxBxT = [_lines(losses_BxT, owner_BxT, len(rows_B)) for losses_BxT in by_token]
+        longest = max((lines_BxT.shape[1] for lines_BxT in lines_KxBxT), default=0)
+        sizes_Rx2 = self._ranks.gather(torch.tensor([[len(rows_B), longest]])).numpy()
         width = int(sizes_Rx2[:, 1].max())
-        lines_BxT = np.pad(lines_BxT, ((0, 0), (0, width - lines_BxT.shape[1])), constant_values=np.nan)
-        all_ = self._ranks.gather_rows(torch.from_numpy(np.column_stack([mine, lines_BxT]))).numpy()
+        parts = [
+            np.pad(lines_BxT, ((0, 0), (0, width - lines_BxT.shape[1])), constant_values=np.nan)
+            for lines_BxT in lines_KxBxT
+        ]
+        if embeddings_BxE is not None:
+            parts.append(embeddings_BxE.double().cpu().numpy())
+        all_ = self._ranks.gather_rows(torch.from_numpy(np.column_stack([mine, *parts]))).numpy()
         order = np.argsort(all_[:, 0], kind="stable")
         place = np.empty(len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
         before = int(sizes_Rx2[: self._ranks.rank, 0].sum())
         all_ = all_[order]
         rows_B = all_[:, 0].astype(np.int64)
-        batch = self._batch(rows_B, step, all_[:, 1], all_[:, 2], all_[:, 3:] if self.needs_tokens else None)
+        token_numbers = [all_[:, 3 + k * width : 3 + (k + 1) * width] for k in range(len(by_token))]
+        embeddings = all_[:, 3 + len(by_token) * width :] if embeddings_BxE is not None else None
+        batch = self._batch(rows_B, step, all_[:, 1], all_[:, 2], token_numbers, embeddings)
         return _Whole(batch, place[before : before + len(mine)], rows_B)
 
     def _batch(
@@ -131,7 +176,8 @@ class Weighing:
         step: int,
         losses_B: np.ndarray,
         tokens_B: np.ndarray,
-        token_losses_BxT: np.ndarray | None,
+        token_losses_KxBxT: list[np.ndarray],
+        embeddings_BxE: np.ndarray | None,
     ) -> TrainedBatch:
         return TrainedBatch(
             losses_B=losses_B,
@@ -139,7 +185,9 @@ class Weighing:
             step=step,
             num_steps=self._num_steps,
             columns_B={name: values_N[rows_B] for name, values_N in self._columns.items()},
-            token_losses_BxT=token_losses_BxT,
+            token_losses_BxT=token_losses_KxBxT[0] if token_losses_KxBxT else None,
+            reference_losses_BxT=token_losses_KxBxT[1] if len(token_losses_KxBxT) > 1 else None,
+            embeddings_BxE=embeddings_BxE,
         )
 
     # what is recorded, saved and restored
