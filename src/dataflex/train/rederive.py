@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from dataflex.algorithms.base import PoolInfo, Progress, Selection
 from dataflex.algorithms.select.gradient import recorded_similarities
@@ -62,7 +63,9 @@ def _columns(audit: Audit, method: Method) -> tuple[str, ...]:
     )
     if method.mixer is not None and not known:
         raise LedgerError("run.yaml does not say which column holds the domains, and their names")
-    former = PLACE if {"trajectories", "source"} & method.selector.needs else ()
+    wanted = PLACE if {"trajectories", "source"} & method.selector.needs else ()
+    known_columns = pq.read_schema(audit.ledger.root / "rows.parquet").names if wanted else ()
+    former = [name for name in wanted if name in known_columns]
     return ("num_tokens", "num_label_tokens", *former, *by_column, *([domains["column"]] if method.mixer else []))
 
 
