@@ -78,6 +78,22 @@ def select(
     select(config, overrides or [], out=out, take=take, update=update, baseline=baseline, overwrite=overwrite)
 
 
+@app.command(context_settings=AS_OVERRIDES)
+def embed(config: str = CONFIG, overrides: list[str] = OVERRIDES) -> None:
+    """Make the embeddings that a run of near, tsds or cluster_less needs, ahead of it, into its cache_dir."""
+    from dataflex.cli.ahead import make_ahead
+
+    make_ahead("embed", config, overrides or [])
+
+
+@app.command(context_settings=AS_OVERRIDES)
+def score(config: str = CONFIG, overrides: list[str] = OVERRIDES) -> None:
+    """Measure the initial losses that a run of delta_loss needs, ahead of it, into its cache_dir."""
+    from dataflex.cli.ahead import make_ahead
+
+    make_ahead("score", config, overrides or [])
+
+
 @app.command()
 def report(
     run_dirs: list[str] = RUN_DIRS,
