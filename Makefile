@@ -12,7 +12,7 @@ WITHOUT_FACTORY := src tests/core tests/algorithms tests/ledger tests/cli tests/
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install install-latest install-lowest demo compare compare-full test test-latest test-lowest test-fast faults lint format clean
+.PHONY: help install install-latest install-lowest demo compare compare-full test test-long test-latest test-lowest test-fast faults lint format clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 17
@@ -52,10 +52,13 @@ compare-full: $(INSTALLED) ## the same at equal compute as well, then SmolLM2-13
 	@$(BIN)/python examples/quickstart/prepare.py
 	@$(BIN)/dataflex-cli compare examples/compare/compare_smollm2.yaml
 
-test: $(INSTALLED) ## all tests, those without a model first
+test: $(INSTALLED) ## the tests, those without a model first; about 12 minutes on 2 cores
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 		echo "No Chromium here: the tests of the report in a browser are skipped. apt-get install chromium chromium-driver"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long"
+
+test-long: $(INSTALLED) ## the rest of them: several ranks, many kills, whole evaluations; about 12 minutes on 2 cores
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 test-latest: $(LATEST)/.installed ## the tests that need no LLaMA-Factory, with the newest tested packages
 	@OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -rs $(WITHOUT_FACTORY)

@@ -16,6 +16,8 @@ from dataflex.cli.compare_plan import read_plan
 from dataflex.core.errors import ConfigError, DataFlexError, LedgerError
 from dataflex.evaluate.compare import runs
 
+pytestmark = pytest.mark.long
+
 
 def results(out):
     return json.loads((Path(out) / "results.json").read_text())

@@ -12,6 +12,8 @@ import pytest
 
 from dataflex.ledger.ledger import Ledger
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("trl", reason="TRL is not installed")
 PROGRAM = Path(__file__).with_name("own_loss_program.py")
 

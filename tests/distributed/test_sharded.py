@@ -13,10 +13,13 @@ import pytest
 import torch
 from packaging.version import Version
 
-pytestmark = pytest.mark.skipif(
-    Version(torch.__version__) < Version("2.9"),
-    reason="FSDP2 of torch before 2.9 fails on a CPU or trains other weights than one process, without our code too",
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        Version(torch.__version__) < Version("2.9"),
+        reason="FSDP2 of torch before 2.9 fails on a CPU or trains other weights than one process, without us too",
+    ),
+]
 PROGRAM = Path(__file__).with_name("fsdp2_program.py")
 VARIANTS = ("layers", "head of its own", "tied", "lora and checkpointing")
 

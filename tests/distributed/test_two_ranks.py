@@ -19,6 +19,8 @@ from transformers import Trainer
 from dataflex.core.order import Geometry, deal
 from dataflex.ledger.ledger import Ledger
 
+pytestmark = pytest.mark.long
+
 PROGRAM = Path(__file__).with_name("two_ranks_program.py")
 WITHOUT_LABELS = [0, 17, 40]
 # Static's epochs end short of a micro-batch here; older versions have no hook to resume in one.

@@ -10,6 +10,8 @@ from test_two_ranks import cut_after, start, weights
 
 from dataflex.ledger.ledger import Ledger
 
+pytestmark = pytest.mark.long
+
 
 def test_weights_of_one_are_the_hosts_own_training_to_the_bit(tmp_path: Path) -> None:
     stock, ours = start(tmp_path / "stock", 2, "stock"), start(tmp_path / "ours", 2, "ones")

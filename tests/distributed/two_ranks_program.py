@@ -10,12 +10,14 @@ comes back). With "other decision" rank 1 receives other rows than rank 0 sent.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +25,20 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import dataflex.train.ranks
-from dataflex import ODM, Column, Focal, LossWeigher, Sorting
+from dataflex import (
+    ODM,
+    Adapt,
+    ClusterLess,
+    Column,
+    Focal,
+    InfoBatch,
+    Less,
+    LossWeigher,
+    Rho1,
+    RhoLoss,
+    Sorting,
+    Tsds,
+)
 from dataflex.algorithms.catalog import component_class
 from dataflex.algorithms.combine import Part
 from dataflex.core.errors import DataFlexError
@@ -33,6 +48,7 @@ from dataflex.train.indexed import SAMPLE_IDS
 from dataflex.train.method import Method
 from dataflex.train.mixin import dynamic
 from dataflex.train.settings import Settings
+from dataflex.train.target import read_target
 
 NUM_ROWS = 41  # a prime
 WITHOUT_LABELS = (0, 17, 40)
@@ -53,23 +69,37 @@ TOGETHER = {
         orders=(Part(name="sorting", method=Sorting(by="loss", loss_source="reuse")),),
         normalize="mean_one",
     ),
+    "less": Method(name="less", selector=Less()),
+    "cluster_less and adapt": Method(
+        name="cluster_less",
+        selector=ClusterLess(cluster_size=5, representatives=1),
+        weighers=(Part(name="adapt", method=Adapt(tau=0.3, refresh=2)),),
+    ),
+    "tsds": Method(name="tsds", selector=Tsds(max_K=12)),
+    "rho_loss and rho1": Method(
+        name="rho_loss",
+        selector=RhoLoss(reference="../reference", ratio=0.5),
+        weighers=(Part(name="rho1", method=Rho1(reference="../reference", keep=0.5)),),
+    ),
+    "infobatch": Method(name="infobatch", selector=InfoBatch()),
 }
+WITH_TARGET = ("less", "cluster_less and adapt", "tsds")
 
 
 class Rows(Dataset):
     """Rows of 2 to 30 tokens; the first third of each is prompt."""
 
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(3)
+    def __init__(self, seed: int = 3) -> None:
+        generator = torch.Generator().manual_seed(seed)
         self.rows = []
-        for i in range(NUM_ROWS):
+        for i in range(NUM_ROWS if seed == 3 else 9):
             length = int(torch.randint(2, 31, (1,), generator=generator))
             ids = torch.randint(3, 50, (length,), generator=generator).tolist()
-            prompt = length if i in WITHOUT_LABELS else length // 3
+            prompt = length if i in WITHOUT_LABELS and seed == 3 else length // 3
             self.rows.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
 
     def __len__(self) -> int:
-        return NUM_ROWS
+        return len(self.rows)
 
     def __getitem__(self, row: int) -> dict:
         return dict(self.rows[row])
@@ -134,6 +164,17 @@ def plant(fault: str) -> None:
         LossSignal.measure = faulty
 
 
+def in_place(method: Method, folder: Path) -> Method:
+    """The method with references that lie beside the run."""
+
+    def moved(value: Any) -> Any:
+        path = getattr(value, "reference", None)
+        return dataclasses.replace(value, reference=str((folder / path).resolve())) if path else value
+
+    weighers = tuple(dataclasses.replace(part, method=moved(part.method)) for part in method.weighers)
+    return dataclasses.replace(method, selector=moved(method.selector), weighers=weighers)
+
+
 def main(output_dir: str, micro_batch: str, method: str, fault: str = "") -> None:
     if fault:
         plant(fault)
@@ -171,7 +212,12 @@ def main(output_dir: str, micro_batch: str, method: str, fault: str = "") -> Non
     }
     named = "static" if method == "stock" else method
     chosen = TOGETHER.get(method) or Method(name=named, selector=component_class("selectors", named)())
-    settings = Settings(method=chosen, schedule=schedule, config={}, rows=columns)
+    chosen = in_place(chosen, Path(output_dir))
+    target = None
+    if method in WITH_TARGET:
+        wanted = Rows(seed=4)
+        target = read_target(wanted, {"dataset": ["yz"[row % 2] for row in range(len(wanted))]}, train_dataset=Rows())
+    settings = Settings(method=chosen, schedule=schedule, config={}, rows=columns, target=target)
     ours = {} if method == "stock" else {"dataflex": settings}
     trainer_class = NotesWhatItTrains if method == "stock" else Watched
     trainer = trainer_class(

@@ -138,6 +138,7 @@ def test_base_adapter_and_merged_stand_side_by_side(config, tiny_model: Path, ad
     assert "| base | adapter | alone | merged |" in table
 
 
+@pytest.mark.long
 def test_the_numbers_are_those_of_lm_eval_on_the_same_file(
     config, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +283,7 @@ def test_a_killed_evaluation_goes_on_and_says_the_same(config, tmp_path: Path) -
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_an_evaluation_that_is_killed_at_any_write_goes_on_and_says_the_same(config, tmp_path: Path) -> None:
     """SIGKILL before each file is synced or put in place, one after the other; then the command again."""
     evaluate(config(output_dir=str(tmp_path / "whole")), tmp_path)
@@ -513,6 +515,7 @@ class Service(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.long
 def test_a_judge_is_asked_once_and_its_key_is_written_nowhere(config, tmp_path: Path, monkeypatch) -> None:
     Service.asked = []
     server = HTTPServer(("127.0.0.1", 0), Service)

@@ -16,6 +16,8 @@ from dataflex.ledger.ledger import Ledger
 from tests.llamafactory.conftest import assert_same_weights, base_config, data_dir, tiny_model  # noqa: F401
 from tests.llamafactory.test_resume import decisions
 
+pytestmark = pytest.mark.long
+
 PROGRAM = Path(__file__).with_name("kill_program.py")
 LONG = os.environ.get("DATAFLEX_FAULTS") == "long"
 # Instants of each phase, spread evenly over its events. The short version has eight in all.

@@ -208,3 +208,33 @@ def test_without_sentence_transformers_the_remedy_is_named(tmp_path: Path, monke
     trainer = make_trainer(tmp_path, Near(encoder="some/encoder"), target=target_rows())
     with pytest.raises(ConfigError, match=r"needs sentence-transformers.*dataflex\[embed\].*encoder: self"):
         trainer.train()
+
+
+def test_a_sentence_encoder_reads_the_rows_as_texts(tmp_path: Path) -> None:
+    """A tiny BERT under sentence-transformers; whatever it pools, the vectors are those of its own ``encode``."""
+    library: Any = pytest.importorskip("sentence_transformers")
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(60))]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+
+    class Words:
+        def batch_decode(self, ids: list[list[int]], skip_special_tokens: bool) -> list[str]:
+            assert skip_special_tokens
+            return [" ".join(f"w{i}" for i in row) for row in ids]
+
+    trainer = make_trainer(tmp_path / "run", Near(encoder=str(folder)), target=target_rows())
+    trainer.processing_class = Words()
+    trainer.train()
+    ledger = Ledger(tmp_path / "run")
+    line = next(line for _, line in sorted(ledger.segments().items()) if line["decision"] == "guided")
+    found = np.load(line["scoring"]["files"]["embeddings"])
+    texts = Words().batch_decode([row["input_ids"] for row in make_rows()], skip_special_tokens=True)
+    wanted = library.SentenceTransformer(str(folder), device="cpu").encode(texts, normalize_embeddings=True)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
