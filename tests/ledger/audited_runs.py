@@ -22,7 +22,7 @@ from dataflex.ledger.files import array_digest
 from dataflex.ledger.findings import Finding
 from dataflex.ledger.ledger import Ledger
 from dataflex.ledger.lines import digest, seal
-from dataflex.train.measure import Measured
+from dataflex.train.measured import Measured
 from dataflex.train.method import Method
 from dataflex.train.rederive import rederive
 

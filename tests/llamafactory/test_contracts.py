@@ -88,7 +88,7 @@ def test_a_subset_keeps_its_original_positions() -> None:
 
 
 def test_the_trainer_has_the_methods_that_are_overridden_or_called() -> None:
-    """train/mixin.py and train/measure.py"""
+    """train/mixin.py and train/host_rows.py"""
     assert parameters(Trainer.save_model) == ["self", "output_dir", "_internal_call"]
     assert "self.save_model(output_dir, _internal_call=True)" in inspect.getsource(Trainer._save_checkpoint)
     saving = inspect.getsource(Trainer._save_checkpoint)

@@ -15,7 +15,7 @@ from dataflex.core.plan import Schedule, SegmentPlan
 from dataflex.ledger.ledger import Ledger
 from dataflex.train.curator import Curator
 from dataflex.train.domains import domains_of
-from dataflex.train.measure import Measured
+from dataflex.train.measured import Measured
 from dataflex.train.method import Method
 from dataflex.train.pool import Pool
 from dataflex.train.seen import Entries

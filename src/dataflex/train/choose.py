@@ -17,7 +17,7 @@ from dataflex.train.decide import Situation, candidates, decide, in_turn, initia
 from dataflex.train.describe import cost_of_choosing, describe
 from dataflex.train.former import Former
 from dataflex.train.line import segment_line
-from dataflex.train.measure import added
+from dataflex.train.measured import added
 from dataflex.train.mixin import DynamicDataMixin
 from dataflex.train.pool import Pool
 from dataflex.train.progress import say

@@ -27,7 +27,7 @@ from dataflex.train.describe import cost_of_choosing, describe, describe_cost
 from dataflex.train.domains import LEARNED, Domains
 from dataflex.train.former import Former, difference
 from dataflex.train.line import segment_line
-from dataflex.train.measure import Measured, added
+from dataflex.train.measured import Measured, added
 from dataflex.train.method import Method
 from dataflex.train.metrics import metrics
 from dataflex.train.pool import Pool

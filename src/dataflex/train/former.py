@@ -14,7 +14,7 @@ from dataflex.core.plan import SegmentPlan
 from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.ledger import Ledger
 from dataflex.ledger.trained import trained_digest
-from dataflex.train.measure import Measured
+from dataflex.train.measured import Measured
 
 SAMPLED = 32  # rows whose losses are measured again after a resume
 

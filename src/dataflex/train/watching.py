@@ -15,7 +15,8 @@ from dataflex.core.order import Geometry
 from dataflex.train.anchors import anchor_reader
 from dataflex.train.curator import Curator
 from dataflex.train.domains import Domains, read_proportions, weighs_domains
-from dataflex.train.measure import fetch, number_column
+from dataflex.train.host_rows import fetch
+from dataflex.train.measure import number_column
 from dataflex.train.method import Method
 from dataflex.train.pool import Pool
 from dataflex.train.ranks import Ranks
