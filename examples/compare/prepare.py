@@ -26,7 +26,6 @@ CLEARLY_BELOW = 0.8  # of the untrained model's held-out loss, or the comparison
 
 def write_data() -> None:
     """Rows for the base model, the pool with its corrupted third, and clean held-out rows that neither has."""
-    DATA.mkdir(parents=True, exist_ok=True)
     held_out = make_rows(NUM_HELD_OUT, seed=3)
     avoid = frozenset(row["instruction"] for row in held_out)
     sets = {
@@ -34,10 +33,18 @@ def write_data() -> None:
         "pool": corrupt(make_rows(NUM_POOL, seed=2, avoid=avoid), CORRUPTED, seed=4),
         "held_out": held_out,
     }
+    write_sets(sets)
+
+
+def write_sets(sets: dict[str, list[dict[str, str]]]) -> None:
+    """Write data sets beside those that are there."""
+    DATA.mkdir(parents=True, exist_ok=True)
     for name, rows in sets.items():
         (DATA / f"{name}.json").write_text(json.dumps(rows, indent=0), encoding="utf-8")
-    info = {name: {"file_name": f"{name}.json"} for name in sets}
-    (DATA / "dataset_info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
+    known = DATA / "dataset_info.json"
+    info = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
+    info |= {name: {"file_name": f"{name}.json"} for name in sets}
+    known.write_text(json.dumps(info, indent=1), encoding="utf-8")
 
 
 def write_untrained() -> None:
@@ -82,20 +89,22 @@ def write_untrained() -> None:
     folder.rename(UNTRAINED)
 
 
-def train_base() -> None:
+def train_base(trained: Path = BASE, *changes: str) -> None:
     """Train the small model on rows of its own, with LLaMA-Factory as it is."""
-    folder = BASE.with_name("base.partial")
+    folder = trained.with_name(f"{trained.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "dataflex.cli.main", "train", str(HERE / "base.yaml"), f"output_dir={folder}"]
-    subprocess.run(command, check=True, cwd=HERE.parents[1], env={**os.environ, "DISABLE_VERSION_CHECK": "1"})
+    subprocess.run(
+        [*command, *changes], check=True, cwd=HERE.parents[1], env={**os.environ, "DISABLE_VERSION_CHECK": "1"}
+    )
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    folder.rename(BASE)
+    folder.rename(trained)
 
 
-def held_out_losses() -> tuple[float, float]:
-    """(untrained, trained): the held-out losses that the training of the base model logged first and last."""
-    log = json.loads((BASE / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+def held_out_losses(trained: Path = BASE) -> tuple[float, float]:
+    """(untrained, trained): the held-out losses that the training of a base model logged first and last."""
+    log = json.loads((trained / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     return losses[0], losses[-1]
 

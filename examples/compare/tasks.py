@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 
 NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn")
@@ -50,15 +51,19 @@ def reversal(rng: random.Random) -> tuple[str, str]:
     return f"Reverse {letters}.", letters[::-1]
 
 
-TASKS = (addition, subtraction, sorting, largest, comparison, next_day, counting, reversal)
+Task = Callable[[random.Random], tuple[str, str]]  # question, answer
+
+TASKS: tuple[Task, ...] = (addition, subtraction, sorting, largest, comparison, next_day, counting, reversal)
 
 
-def make_rows(count: int, seed: int, avoid: frozenset[str] = frozenset()) -> list[dict[str, str]]:
+def make_rows(
+    count: int, seed: int, avoid: frozenset[str] = frozenset(), tasks: Sequence[Task] = TASKS
+) -> list[dict[str, str]]:
     """``count`` rows, the tasks in turn; no question that ``avoid`` holds."""
     rng = random.Random(seed)
     rows: list[dict[str, str]] = []
     while len(rows) < count:
-        task = TASKS[len(rows) % len(TASKS)]
+        task = tasks[len(rows) % len(tasks)]
         question, answer = task(rng)
         if question not in avoid:
             rows.append({"instruction": question, "input": "", "output": answer, "task": task.__name__})

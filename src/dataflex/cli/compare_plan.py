@@ -14,6 +14,7 @@ from typing import Any
 from dataflex.cli.compare_inputs import check_held_out
 from dataflex.cli.config import (
     OUR_KEYS,
+    TARGET_KEYS,
     RunConfig,
     build,
     check_host_keys,
@@ -24,6 +25,7 @@ from dataflex.cli.plan import check_first_quota, geometry_of, num_passes, pool_s
 from dataflex.cli.presets import PACKAGE_COMPONENTS
 from dataflex.core.errors import ConfigError, did_you_mean, shown
 from dataflex.ledger.files import write_atomic
+from dataflex.train.target import needing_target
 
 BUDGETS = ("steps", "compute", "both")
 METRICS = ("loss", "exact_match")
@@ -220,6 +222,10 @@ def _named(base: Mapping[str, Any], given: str | dict[str, Any]) -> Method:
 
 def _method(label: str, config: dict[str, Any], component: dict[str, Any]) -> Method:
     parsed = split_config(config, component)
+    if parsed.target and not needing_target(parsed.deciding):
+        # The base's target is for those that choose by it; the others train the same pool without.
+        config = {key: value for key, value in config.items() if key not in TARGET_KEYS}
+        parsed = split_config(config, component)
     if component:
         config = {**config, "component": component}
     return Method(label=label, config=config, parsed=parsed)

@@ -108,6 +108,12 @@ def _groups(columns: Mapping[str, Any], column: str | None, num_rows: int) -> tu
     return names, np.array([codes[text] for text in texts], dtype=np.int64)
 
 
+def needing_target(method: Method) -> list[str]:
+    """The components that need one."""
+    choosing = [method.name] if method.selects and TARGET_SIGNALS & method.selector.needs else []
+    return choosing + [part.name for part in method.weighers if "embedding" in part.method.needs]
+
+
 def check_target(method: Method, *, is_given: bool, plan: SegmentPlan | None = None) -> None:
     """Raise where a target is missing or of no use, or where a decision comes too early to have its gradients.
 
@@ -118,7 +124,7 @@ def check_target(method: Method, *, is_given: bool, plan: SegmentPlan | None = N
         ConfigError: one of these.
     """
     choosing = [method.name] if method.selects and TARGET_SIGNALS & method.selector.needs else []
-    needed = choosing + [part.name for part in method.weighers if "embedding" in part.method.needs]
+    needed = needing_target(method)
     if needed and not is_given:
         does = "chooses what serves" if choosing else "weighs rows by"
         raise ConfigError(
