@@ -2,8 +2,8 @@
 
 python -m benchmarks.neighbours [--rows 1000000] [--dim 384] [--queries 100] --out FILE.json
 
-Synthetic unit vectors around 200 centres, a hundredth of them near copies of others, in a memory-mapped file. Each method
-makes its first decision in a process of its own, whose peak memory is read from the system.
+Synthetic unit vectors around 200 centres, a hundredth of them near copies of others, in a memory-mapped file. Each
+method makes its first decision in a process of its own, whose peak memory is read from the system.
 """
 
 from __future__ import annotations

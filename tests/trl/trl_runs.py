@@ -74,7 +74,8 @@ def build(
     ours = {name: arguments.pop(name) for name in ("mixer", "weigher", "order") if name in arguments}
     ours |= {} if selector is None else {"selector": selector}
     ours |= {"schedule": schedule, "options": options} if ours else {}
-    extra = {name: arguments.pop(name) for name in ("peft_config", "callbacks", "eval_dataset") if name in arguments}
+    names = ("peft_config", "callbacks", "eval_dataset", "target")
+    extra = {name: arguments.pop(name) for name in names if name in arguments}
     tokenizer = make_tokenizer()
     model: Any = make_model(tokenizer)
     if kind == "Reward":

@@ -13,7 +13,7 @@ from dataflex.algorithms.base import TARGET_SIGNALS
 from dataflex.core.errors import ConfigError, did_you_mean, shown
 from dataflex.core.plan import SegmentPlan
 from dataflex.train.method import Method
-from dataflex.train.pool import Pool, read_pool, rows_also_in
+from dataflex.train.pool import Pool, is_language_modelling, read_pool, rows_also_in
 
 MOST_GROUPS = 256  # each is a vector as large as the trained weights
 ONE_GROUP = "target"
@@ -67,6 +67,11 @@ def read_target(
     Raises:
         ConfigError: no rows, rows without a label, no such column, too many groups, or rows that are in the pool too.
     """
+    if not (is_language_modelling(dataset) and is_language_modelling(train_dataset)):
+        raise ConfigError(
+            "a target is of rows of text, as the pool must be, and these are pairs or classes; take a method that "
+            "needs no target, such as delta_loss"
+        )
     pool = read_pool(dataset, collate)
     empty = np.flatnonzero(~pool.info.trainable_N)
     if len(empty):
