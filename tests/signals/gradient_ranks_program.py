@@ -43,6 +43,8 @@ def main() -> None:
     assert first.grad is not None
     both = gather(first.grad[None])
     assert torch.equal(both[0], both[1])
+    del wrapped
+    dist.barrier()
     dist.destroy_process_group()
 
 

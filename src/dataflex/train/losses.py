@@ -78,7 +78,7 @@ class LossPass:
             measured = self._sweep_losses(asked, budget)
             self._keep_budget(measured.cost["batch_tokens"], budget)
         if key is not None and rows is None and self._ranks.is_main:
-            self._keep(key, measured.values)
+            self._keep(key, measured.values, "initial losses")
         return measured
 
     def of_model(
@@ -102,7 +102,7 @@ class LossPass:
             np.flatnonzero(self._pool.info.trainable_N), self._batch_tokens, LossSignal(**vars(source))
         )
         if digest is not None and self._ranks.is_main:
-            self._keep(key, measured.values)
+            self._keep(key, measured.values, signal.replace("_", " "))
         return measured
 
     def spot_check(self, rows_R: np.ndarray) -> Measured:
@@ -193,12 +193,12 @@ class LossPass:
         if result.num_out_of_memory:
             self._say(f"memory ran out in {result.num_out_of_memory} scoring batches; they were measured in halves")
 
-    def _keep(self, key: Mapping[str, str], values: np.ndarray) -> None:
+    def _keep(self, key: Mapping[str, str], values: np.ndarray, what: str) -> None:
         try:
             self._cache.save(key, values)
         except (OSError, SafetensorError) as error:  # a cache is a convenience
             reason = " ".join(str(error).split())
-            self._say(f"the losses could not be kept in {self._cache.directory} ({reason}): go on")
+            self._say(f"the {what} could not be kept in {self._cache.directory} ({reason}): go on")
 
     def _cache_key(self, *, at_base: bool) -> dict[str, str] | None:
         """Everything the losses depend on; the tokens and labels stand for tokenizer, template and cutoff."""
