@@ -45,7 +45,7 @@ def write_vectors(folder: Path, num_rows: int, width: int, num_queries: int) -> 
         block[:copies] = block[-copies:] + rng.standard_normal((copies, width)) * 0.01
         rows[start : start + size] = block / np.linalg.norm(block, axis=1, keepdims=True)
     rows.flush()
-    queries = centres[:1] + rng.standard_normal((num_queries, width)) * 0.9
+    queries = centres[rng.integers(0, 40, num_queries)] + rng.standard_normal((num_queries, width)) * 0.9
     np.save(folder / "queries.npy", (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32))
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dataflex.algorithms.base import LIMITED_SIGNALS
 from dataflex.cli.config import RunConfig, check_host_keys, dataset_names, read_config
 from dataflex.cli.forecast import Speed, forecast, recorded_speed
 from dataflex.cli.train import launch_number
@@ -26,8 +27,14 @@ from dataflex.core.plan import SegmentPlan
 from dataflex.core.segment import Progress
 from dataflex.train.method import Method
 
-# Signals that take a pass over the pool, and whether that is a forward alone or all that training needs.
-PASSES = {"loss": "forward", "similarities": "gradient"}
+# Signals that take a pass over the pool, and how many forwards of a row; None: all that training needs.
+PASSES: dict[str, float | None] = {
+    "loss": 1.0,
+    "similarities": None,
+    "embeddings": 1.0,
+    "reference_loss": 1.0,
+    "answer_losses": 2.0,
+}
 
 # Cost of training one row, in forward passes of one row: forward and both backward halves; a LoRA step needs no
 # gradients of the frozen weights.
@@ -175,6 +182,13 @@ def _print_parts(console: Console, config: RunConfig, method: Method) -> None:
         named = " x ".join(part.name for part in method.weighers)
         after = f" from step {method.weigh_warmup} on; 1 before" if method.weigh_warmup else ""
         console.print(f"Loss: sum of c_i S_i / sum of T_i, c = {named}{after}.", highlight=False, markup=False)
+    for part in method.weighers:
+        if "reference_token_loss" in part.method.needs:
+            what = "A reference's forward is made for each row that is trained: a third of a training step or more."
+            console.print(f"{part.name}: {what}", highlight=False, markup=False)
+        if "embedding" in part.method.needs:
+            what = f"A forward of every target row is made each {part.method.refresh} steps."
+            console.print(f"{part.name}: {what}", highlight=False, markup=False)
 
 
 def describe_mixer(method: Method) -> str:
@@ -203,6 +217,10 @@ def _print_cost(
     pool: PoolSize,
     speed: Speed | None,
 ) -> None:
+    foresee = getattr(method.selector, "foresee", None)
+    if foresee is not None and pool.num_rows is not None:
+        drawn = run_plan.num_steps * geometry.global_batch
+        console.print(f"{foresee(drawn, pool.num_rows)}.", highlight=False, markup=False)
     passes = num_passes(method, run_plan)
     if passes == 0:
         console.print("No pass over the pool: choosing costs nothing measurable.", highlight=False)
@@ -213,13 +231,16 @@ def _print_cost(
     trained = run_plan.num_steps * geometry.global_batch
     counted = pool.num_rows if pool.num_rows is not None else 1000
     by_gradient = "similarities" in method.selector.needs
-    share = passes * counted * (per_row if by_gradient else 1.0) / (per_row * trained)
+    rows, forwards = measured_rows(method, run_plan, geometry, counted, per_row)
+    share = forwards / (per_row * trained)
     what = f"{counted:,} rows" if pool.num_rows is not None else "each 1,000 pool rows"
+    over = "over" if rows >= passes * counted else "on parts of"
     kind_of_row, what_of_row = (
         ("gradient", " (forward and backward), target rows besides") if by_gradient else ("forward", "")
     )
+    said = what_is_measured(method)
     console.print(
-        f"Scoring: {passes} passes over {what} = {passes * counted:,} {kind_of_row} rows{what_of_row}; training: "
+        f"Scoring{said}: {passes} passes {over} {what} = {round(rows):,} {kind_of_row} rows{what_of_row}; training: "
         f"{trained:,} rows at {per_row:g} forwards each ({kind}). Choosing costs {share:.0%} of the training's compute "
         f"({share / (1 + share):.0%} of the whole run).",
         highlight=False,
@@ -244,6 +265,45 @@ def num_passes(method: Method, run_plan: SegmentPlan) -> int:
     updates = run_plan.updates_before(run_plan.num_steps)
     warmups = run_plan.num_segments - updates
     return passes + (updates - counted[False]) * last[False] + (warmups - counted[True]) * last[True]
+
+
+def measured_rows(
+    method: Method, run_plan: SegmentPlan, geometry: Geometry, num_rows: int, per_row: float
+) -> tuple[float, float]:
+    """Rows that are measured in the whole run, each as often as it is, and their forwards.
+
+    In a very long run later decisions are taken to be like those before.
+
+    Args:
+        per_row: forwards that training a row costs.
+    """
+    rows = forwards = last_rows = last_forwards = 0.0
+    counted = 0
+    for segment in itertools.islice(run_plan.segments(), COUNTED_SEGMENTS):
+        progress = run_plan.progress(segment)
+        share = getattr(method.selector, "share_measured", lambda quota, size: 1.0)(
+            segment.num_steps * geometry.global_batch, num_rows
+        )
+        last_rows = last_forwards = 0.0
+        for name in PASSES.keys() & _needs(method, progress):
+            of_signal = num_rows * (share if name in LIMITED_SIGNALS else 1.0)
+            cost = PASSES[name]
+            last_rows += of_signal
+            last_forwards += of_signal * (per_row if cost is None else cost)
+        rows, forwards, counted = rows + last_rows, forwards + last_forwards, counted + 1
+    rest = run_plan.num_segments - counted
+    return rows + rest * last_rows, forwards + rest * last_forwards
+
+
+def what_is_measured(method: Method) -> str:
+    """A word for passes that are not of the loss or of gradients alone."""
+    words = {
+        "embeddings": "embeddings once",
+        "reference_loss": "a reference's losses once",
+        "answer_losses": "answers with and without their prompts, once",
+    }
+    found = [words[name] for name in words if name in method.selector.needs]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _needs(method: Method, progress: Progress) -> frozenset[str]:

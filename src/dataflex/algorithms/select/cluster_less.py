@@ -84,6 +84,10 @@ class ClusterLess(GradientSelector):
         )
         return rows, state
 
+    def share_measured(self, quota: int, num_rows: int) -> float:
+        """Share of the pool whose gradients a decision measures."""
+        return min(1.0, self.representatives / self.cluster_size)
+
     def select(
         self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator
     ) -> tuple[Selection, State]:

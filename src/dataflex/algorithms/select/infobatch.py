@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -94,8 +94,18 @@ class InfoBatch(SelectorBase):
         )
         return selection, {**state, "pending_N": pending_N, "weights_N": weights_N, "passes": np.array(passes)}
 
-    def plan_note(self, progress: Progress) -> dict[str, Any]:
-        return {}
+    def foresee(self, num_drawn: int, num_rows: int) -> str:
+        """What is known of a run that draws so many rows of so large a pool; for ``plan``."""
+        if num_drawn <= num_rows:
+            return (
+                f"infobatch leaves nothing out in this run: {num_drawn:,} rows are drawn of {num_rows:,}, and only "
+                "rows that were trained before can be left out; train longer, or take random"
+            )
+        low, high = (self.r * share for share in (0.5, 0.7))
+        return (
+            f"infobatch leaves {low:.0%} to {high:.0%} of the rows out of each pass after the first, where half to 0.7 "
+            f"of them lie below the mean loss; nothing after {self.delta:.0%} of the run"
+        )
 
 
 def prune(losses_N: np.ndarray, r: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

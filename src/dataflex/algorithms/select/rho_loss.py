@@ -77,6 +77,10 @@ class RhoLoss(SelectorBase):
         rows = np.flatnonzero(allowed_N)
         return np.sort(rows[np.argsort(rng.random(len(rows)), kind="stable")[:wanted]]), state
 
+    def share_measured(self, quota: int, num_rows: int) -> float:
+        """Share of the pool whose loss a decision measures."""
+        return min(1.0, max(quota, round(quota / self.ratio)) / max(1, num_rows))
+
     def select(
         self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator
     ) -> tuple[Selection, State]:

@@ -102,9 +102,9 @@ class Tsds(EmbeddingSelector):
         num_carried, num_trainable = int(carried_N.sum()), int(state["trainable_N"].sum())
         if progress.is_first_selection and self.probs_path is None and 2 * num_carried > num_trainable > quota:
             warnings.append(
-                f"{num_carried} of {num_trainable} samples carry the target's mass, which is hardly a choice: distances "
-                f"differ too little for alpha {self.alpha:g}, C {self.C:g} and sigma {self.sigma:g}; raise alpha, lower "
-                "sigma, or name a sentence encoder"
+                f"{num_carried} of {num_trainable} samples carry the target's mass, which is hardly a choice: "
+                f"distances differ too little for alpha {self.alpha:g}, C {self.C:g} and sigma {self.sigma:g}; raise "
+                "alpha, lower sigma, or name a sentence encoder"
             )
         if self.draw == "multinomial":
             check_quota(1, num_carried)
