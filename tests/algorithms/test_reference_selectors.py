@@ -78,7 +78,7 @@ def test_rows_without_label_or_reference_are_no_candidates() -> None:
 @pytest.mark.parametrize(
     ("params", "said"),
     [
-        ({}, "reference is missing"),
+        ({"reference": ""}, "reference is missing"),
         ({"reference": "self"}, "allow_self: true"),
         ({"reference": "m", "ratio": 0}, "ratio is 0"),
         ({"reference": "m", "ratio": 1.5}, "ratio is 1.5"),

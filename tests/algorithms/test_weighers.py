@@ -326,7 +326,7 @@ def test_rho1_leaves_out_tokens_that_cannot_be_compared():
 
 
 @pytest.mark.parametrize(
-    "params", [{}, {"reference": "model", "keep": 0}, {"reference": "model", "keep": 1.1}], ids=str
+    "params", [{"reference": ""}, {"reference": "model", "keep": 0}, {"reference": "model", "keep": 1.1}], ids=str
 )
 def test_rho1_refuses(params):
     with pytest.raises(ConfigError, match=r"reference is missing|keep is"):

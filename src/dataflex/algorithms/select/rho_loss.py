@@ -39,7 +39,7 @@ class RhoLoss(SelectorBase):
     Source: RHO-LOSS (2206.07137), eq. 3. Departure: candidates are drawn for a segment, not for every step.
     """
 
-    reference: str = ""
+    reference: str
     ratio: float = 0.1
     allow_self: bool = False
     cache_dir: str | None = None

@@ -39,7 +39,7 @@ class S2L(SelectorBase):
     clusters are served like others unless ``min_cluster`` says so.
     """
 
-    path: str = ""
+    path: str
     n_clusters: int = 100
     by_source: bool = False
     min_cluster: int = 0

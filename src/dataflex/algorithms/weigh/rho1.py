@@ -31,7 +31,7 @@ class Rho1(WeigherBase):
     Source: Rho-1 (2404.07965). No training code was released. The scope is one micro-batch over all ranks.
     """
 
-    reference: str = ""
+    reference: str
     keep: float = 0.6
 
     needs: ClassVar[frozenset[str]] = frozenset({"loss", "token_loss", "reference_token_loss"})
