@@ -246,6 +246,8 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], help="ways to leave out; never loop and dataflex")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    if args.rows < args.targets:
+        parser.error(f"--rows is {args.rows}; the {args.targets} --targets are taken of them")
     device = torch.device(args.device)
     logging.disable(logging.INFO)
     model = make_lora(args.model, device)
