@@ -1,6 +1,6 @@
 """How many of the rows that each method chose are of the target's task, from the records of the comparison.
 
-    python examples/compare/target_share.py [saves/compare_target]
+python examples/compare/target_share.py [saves/compare_target]
 """
 
 from __future__ import annotations
