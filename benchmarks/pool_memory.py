@@ -3,7 +3,8 @@
 python -m benchmarks.pool_memory [--rows 10000 100000] --out FILE.json
 
 A tiny Llama with LoRA on a CPU; rows are made when they are asked for, so that the pool itself takes nothing. Each pass
-runs in a process of its own, whose peak is read from the system. What has to grow are a few numbers a row (length, similarity).
+runs in a process of its own, whose peak is read from the system. What has to
+grow are a few numbers a row (length, similarity).
 """
 
 from __future__ import annotations

@@ -33,7 +33,11 @@ def target_sizes(pool, progress, quota):
     return np.array([3, 5])
 
 
-GRADIENTS = {"similarities": similarities, "target_sizes": target_sizes}
+GRADIENTS = {
+    "similarities": similarities,
+    "target_sizes": target_sizes,
+    "learning_rate": lambda pool, progress, quota: np.array([0.1 / (1 + progress.step)]),
+}
 # Votes of several groups tie, and ties go by row; one group ranks by its similarities.
 ONE_GROUP = {
     "similarities": lambda *at: similarities(*at)[:, :1],
@@ -61,6 +65,7 @@ CASES = [
     SelectorCase(REPLAY(path="former"), signals={"replay": recorded}),
     SelectorCase(LESS(), signals=GRADIENTS, ranks_by_row=True),
     SelectorCase(LESS(aggregate="mean", draw="softmax"), signals=GRADIENTS),
+    SelectorCase(LESS(memory="lr_sum"), signals=GRADIENTS, ranks_by_row=True),
     SelectorCase(ICONS(), signals=ONE_GROUP, ranks_by_row=True),
     SelectorCase(RHO(reference="model", ratio=0.5), ranks_by_row=True, measured_by_chance=True),
     SelectorCase(IFD(), ranks_by_row=True),

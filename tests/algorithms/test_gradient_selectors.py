@@ -77,10 +77,13 @@ def test_rows_without_a_gradient_are_never_taken_by_less() -> None:
 
 
 def test_a_trajectory_weighs_checkpoints_by_their_learning_rate() -> None:
-    sums, rates = np.zeros((5, 2)), 0.0
-    for similarities_NxG, rate in ((LESS, 0.3), (-LESS, 0.1)):
+    without = LESS.copy()
+    without[4] = np.nan  # no gradient at the second checkpoint
+    sums, rates = np.zeros((5, 2)), np.zeros(5)
+    for similarities_NxG, rate in ((LESS, 0.3), (-without, 0.1)):
         sums, rates = add_checkpoint(sums, rates, similarities_NxG, rate)
-    np.testing.assert_allclose(sums / rates, LESS / 2)
+    np.testing.assert_allclose((sums / rates[:, None])[:4], LESS[:4] / 2)
+    np.testing.assert_allclose((sums / rates[:, None])[4], LESS[4])
 
 
 def test_softmax_and_weights_in_closed_form() -> None:

@@ -27,7 +27,7 @@ PARAMS: dict[str, list[dict[str, Any]]] = {
     "length": [{}, {"take": "band"}],
     "static": [{"path": "scores.npy"}, {"path": "scores.npy", "draw": "weighted"}],
     "replay": [{"path": "former"}],
-    "less": [{}, {"draw": "softmax", "aggregate": "mean"}],
+    "less": [{}, {"draw": "softmax", "aggregate": "mean"}, {"memory": "lr_sum"}],
     "icons": [{}, {"tie_break": "row"}],
     "cluster_less": [{"cluster_size": 4}],
     "near": [{}, {"walk": "round_robin"}],
@@ -55,6 +55,7 @@ def signals_at(step: int) -> dict[str, np.ndarray]:
     embeddings_NxE[[4, 11]] = np.nan
     return {
         "embeddings": embeddings_NxE / np.linalg.norm(embeddings_NxE, axis=1, keepdims=True),
+        "learning_rate": np.array([0.1 / (1 + step)]),
         "target_embeddings": np.eye(4, dtype=np.float32)[:3],
         "reference_loss": rng.random(NUM_ROWS).astype(np.float32),
         "training_loss": losses_N,

@@ -193,6 +193,24 @@ def test_resume_is_bitwise_and_the_record_audits(tmp_path: Path) -> None:
     assert rederive(record, resumed._dataflex.method) == []
 
 
+def test_decisions_before_count_as_their_learning_rates(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, Less(memory="lr_sum"), target=target_rows())
+    trainer.train()
+    ledger = Ledger(tmp_path)
+    guided = [line for _, line in sorted(ledger.segments().items()) if line["decision"] == "guided"]
+    rates = [line["notes"]["learning_rate"] for line in guided]
+    # Linear from 2e-2 to 0 over 12 steps; decisions stand at steps 2, 4, 8 and 10.
+    assert rates == pytest.approx([2e-2 * (12 - step) / 12 for step in (2, 4, 8, 10)])
+    similarities = [ledger.signals_of(line)["similarity_0"] for line in guided]
+    for number, line in enumerate(guided):
+        wanted = np.average(similarities[: number + 1], axis=0, weights=rates[: number + 1])
+        np.testing.assert_allclose(ledger.signals_of(line)["score"], wanted, rtol=1e-5, atol=1e-7)
+    from dataflex.ledger.audit import audit
+    from dataflex.train.rederive import rederive
+
+    assert rederive(audit(ledger), trainer._dataflex.method) == []
+
+
 @pytest.mark.parametrize("engine", ["ghost", "factorised"])
 def test_other_engines_rank_as_the_exact_one_without_adam(tmp_path: Path, engine: Any) -> None:
     found = {}

@@ -43,6 +43,7 @@ SIGNALS = {
     "replay": "the rows that a former run's ledger recorded for this segment, in training order, int64",
     "similarities": "mean cosine of each row's update with the gradients of each target group, float32, shape (N, G)",
     "target_sizes": "rows of each target group, int64, shape (G,) (no model pass)",
+    "learning_rate": "the optimizer's present learning rate, float64, shape (1,) (no model pass)",
     "embeddings": "a unit vector of each row, float32, shape (N, E), memory-mapped, NaN where it has none",
     "target_embeddings": "the same of each target row, shape (M, E)",
     "neighbours_file": "nearest pool rows of each query, from the file that `indices_path` names, int64, shape (M, K)",

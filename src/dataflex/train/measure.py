@@ -97,6 +97,8 @@ class Measurer:
                 return self._similarities(rows)
             case "target_sizes" if self._target is not None:
                 return Measured(values=self._target.sizes_G)
+            case "learning_rate":
+                return Measured(values=np.array([learning_rate(self._host.trainer)]))
             case "embeddings" | "target_embeddings":
                 return self._embeddings(name)
             case "neighbours_file":
@@ -239,6 +241,12 @@ class Measurer:
                 f"{self._selector.path} has no segment {progress.segment}: the recorded run is shorter than this one"
             )
         return ledger.rows_of(line)
+
+
+def learning_rate(trainer: Any) -> float:
+    """Of the step that comes next."""
+    scheduler = getattr(trainer, "lr_scheduler", None)
+    return float(scheduler.get_last_lr()[0] if scheduler is not None else trainer.args.learning_rate)
 
 
 def number_column(name: str, columns: Mapping[str, Any]) -> np.ndarray:

@@ -205,6 +205,8 @@ class _Derivation:
             return np.asarray(self._columns[what], dtype=np.float64)
         if name == "trajectories":
             return self._trajectories(self._method.selector.path)
+        if name == "learning_rate" and "learning_rate" in line["notes"]:
+            return np.array([line["notes"]["learning_rate"]])
         if name == "source":
             return source_codes(self._columns, len(self._pool))
         if kind in ("file", "replay"):
