@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_plain_trainer import NUM_ROWS, make_model, make_rows
-from test_targets import SCHEDULE, lora, make_trainer, target_rows
+from test_targets import SCHEDULE, lora, make_trainer, target_rows, train_until
 
 from dataflex import ClusterLess, Near, Tsds
 from dataflex.core.errors import ConfigError
@@ -74,21 +74,7 @@ def test_a_run_resumes_bitwise_without_embedding_again_and_audits(
     whole = run("whole")
     whole.train()
 
-    class KilledError(BaseException):
-        pass
-
-    killed = run("killed")
-    step = killed.training_step
-
-    def stop(*args: Any, **kwargs: Any) -> Any:
-        if killed.state.global_step == 5:
-            raise KilledError
-        return step(*args, **kwargs)
-
-    killed.training_step = stop
-    with pytest.raises(KilledError):
-        killed.train()
-    killed._ledger.unlock()
+    train_until(run("killed"), 5)
     resumed = run("killed")
     embeds: list[int] = []
     from dataflex.signals.embedding import HiddenStates

@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from test_plain_trainer import NUM_ROWS, VOCAB, collate, make_rows
-from test_targets import lora, target_rows
+from test_targets import lora, target_rows, train_until
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from dataflex import S2L, Adapt, Ifd, InfoBatch, Loss, Random, Rho1, RhoLoss, Schedule, dynamic
@@ -346,21 +346,7 @@ def test_adapt_needs_a_target_and_resumes_bitwise(tmp_path: Path) -> None:
     whole = run("whole")
     whole.train()
 
-    class KilledError(BaseException):
-        pass
-
-    cut = run("cut")
-    step = cut.training_step
-
-    def stop(*args: Any, **kwargs: Any) -> Any:
-        if cut.state.global_step == 3:
-            raise KilledError
-        return step(*args, **kwargs)
-
-    cut.training_step = stop
-    with pytest.raises(KilledError):
-        cut.train()
-    cut._ledger.unlock()
+    train_until(run("cut"), 3)
     again = run("cut")
     again.train(resume_from_checkpoint=True)
     for (name, one), other in zip(whole.model.named_parameters(), again.model.parameters(), strict=True):

@@ -67,6 +67,25 @@ def make_trainer(output_dir: Path, selector: Any, *, target: Any = None, options
     )
 
 
+class KilledError(BaseException):
+    """Not an exception that anything on the way would catch."""
+
+
+def train_until(trainer: Any, step: int) -> None:
+    """Train, and end abruptly in the first micro-batch after so many optimizer steps."""
+    original = trainer.training_step
+
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == step:
+            raise KilledError
+        return original(*args, **kwargs)
+
+    trainer.training_step = stop
+    with pytest.raises(KilledError):
+        trainer.train()
+    trainer._ledger.unlock()
+
+
 def row_gradient(model: torch.nn.Module, row: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Gradient of one row's mean loss in evaluation mode, by parameter name."""
     model.zero_grad()
@@ -165,21 +184,7 @@ def test_resume_is_bitwise_and_the_record_audits(tmp_path: Path) -> None:
     whole = run("whole", save_strategy="steps", save_steps=1)
     whole.train()
 
-    class KilledError(BaseException):
-        pass
-
-    killed = run("killed", save_strategy="steps", save_steps=1)
-    step = killed.training_step
-
-    def stop(*args: Any, **kwargs: Any) -> Any:
-        if killed.state.global_step == 4:
-            raise KilledError
-        return step(*args, **kwargs)
-
-    killed.training_step = stop
-    with pytest.raises(KilledError):
-        killed.train()
-    killed._ledger.unlock()
+    train_until(run("killed", save_strategy="steps", save_steps=1), 4)
     resumed = run("killed", save_strategy="steps", save_steps=1)
     resumed.train(resume_from_checkpoint=True)
     for (name, one), other in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):

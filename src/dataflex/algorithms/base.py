@@ -13,6 +13,7 @@ from dataflex.core.segment import Progress
 
 __all__ = [
     "DomainInfo",
+    "MeasuredOnce",
     "Mixer",
     "Mixture",
     "Order",
@@ -177,6 +178,15 @@ class SelectorBase:
     def plan_note(self, progress: Progress) -> dict[str, Any]:
         """What is known of a decision before the run, e.g. its window in shares of the pool; for ``plan``."""
         return {}
+
+
+class MeasuredOnce(SelectorBase):
+    """Asks for everything at its first selection and keeps in its state what it made of it."""
+
+    def needs_at(self, progress: Progress) -> frozenset[str]:
+        if progress.is_warmup:
+            return frozenset()
+        return self.needs if progress.is_first_selection else self.needs & {"times_trained"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from dataflex.cli.config import check_host_keys, read_config
+from dataflex.cli.config import read_config
+from dataflex.cli.measuring import measuring_settings
 from dataflex.core.errors import ConfigError
 
 WHAT = {
@@ -37,19 +38,8 @@ def make_ahead(verb: Literal["embed", "score"], path: str, overrides: list[str])
         )
     from dataflex.integrations import llamafactory
     from dataflex.integrations.measuring import run_ahead
-    from dataflex.train.settings import Settings
 
-    check_host_keys(config.host, llamafactory.known_keys())
-    assert config.schedule is not None
-    settings = Settings(
-        method=method,
-        schedule=config.schedule,
-        score_batch_tokens=config.score_batch_tokens,
-        config=config.resolved,
-        target_names=config.target,
-        target_groups=config.target_groups,
-        allow_overlap=config.allow_overlap,
-    )
+    settings = measuring_settings(config)
     work = tempfile.mkdtemp(prefix="dataflex-")
     try:
         costs = run_ahead(config.host, settings, wanted, output_dir=work)

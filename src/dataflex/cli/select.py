@@ -8,7 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from dataflex.cli.config import check_host_keys, read_config
+from dataflex.cli.config import read_config
+from dataflex.cli.measuring import measuring_settings
 from dataflex.core.errors import ConfigError, DataFlexError
 
 RECORD = ".record"  # beside the file: FILE.record/dataflex, where report and audit look
@@ -53,20 +54,9 @@ def select(
     from dataflex.integrations.selecting import run_select
     from dataflex.ledger.files import write_atomic
     from dataflex.ledger.ledger import Ledger
-    from dataflex.train.settings import Settings
     from dataflex.train.wish import Wish
 
-    check_host_keys(config.host, llamafactory.known_keys())
-    assert config.schedule is not None
-    settings = Settings(
-        method=method,
-        schedule=config.schedule,
-        score_batch_tokens=config.score_batch_tokens,
-        config=config.resolved,
-        target_names=config.target,
-        target_groups=config.target_groups,
-        allow_overlap=config.allow_overlap,
-    )
+    settings = measuring_settings(config)
     wish = Wish(take=amount, update=update, baseline=baseline)
     work = Path(tempfile.mkdtemp(prefix=f".{file.name}.", dir=file.parent))
     try:

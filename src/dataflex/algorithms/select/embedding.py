@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dataflex.algorithms.base import SelectorBase
+from dataflex.algorithms.base import MeasuredOnce
 from dataflex.algorithms.checks import require_one_of
 from dataflex.core.errors import ConfigError
 
@@ -13,7 +13,7 @@ POOLINGS = ("position", "mean", "last")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingSelector(SelectorBase):
+class EmbeddingSelector(MeasuredOnce):
     """Parameters of the embeddings that a selector is given.
 
     Args:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from dataflex.algorithms.base import Progress, Selection, SelectorBase, Signals, State
+from dataflex.algorithms.base import MeasuredOnce, Progress, Selection, Signals, State
 from dataflex.algorithms.checks import require_one_of, require_range
 from dataflex.algorithms.select.ranked import REUSE, Reuse, take_ranked
 from dataflex.core.draw import check_quota
@@ -16,7 +16,7 @@ from dataflex.core.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ifd(SelectorBase):
+class Ifd(MeasuredOnce):
     """Take samples by instruction-following difficulty, once measured, the most difficult first.
 
     With s(a | q) and s(a) the mean loss of the answer's tokens after the prompt and without it::
@@ -57,11 +57,6 @@ class Ifd(SelectorBase):
         if not self.model:
             raise ConfigError("model is ''; name a model to score with, or self for the one that is trained")
         require_one_of("reuse", self.reuse, REUSE)
-
-    def needs_at(self, progress: Progress) -> frozenset[str]:
-        if progress.is_warmup:
-            return frozenset()
-        return self.needs if progress.is_first_selection else frozenset({"times_trained"})
 
     def select(
         self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator

@@ -60,11 +60,6 @@ class Near(EmbeddingSelector):
         given = {"embeddings", "target_embeddings"} if self.indices_path is None else {"neighbours_file"}
         return frozenset(given | {"times_trained"})
 
-    def needs_at(self, progress: Progress) -> frozenset[str]:
-        if progress.is_warmup:
-            return frozenset()
-        return self.needs if progress.is_first_selection else frozenset({"times_trained"})
-
     def select(
         self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator
     ) -> tuple[Selection, State]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dataflex.algorithms.base import Progress, Selection, SelectorBase, Signals, State
+from dataflex.algorithms.base import MeasuredOnce, Progress, Selection, Signals, State
 from dataflex.algorithms.checks import require_range
 from dataflex.core.draw import check_quota, least_used_first
 from dataflex.core.errors import ConfigError
@@ -16,7 +16,7 @@ ROWS_A_CLUSTER = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class S2L(SelectorBase):
+class S2L(MeasuredOnce):
     """Take equal shares of the clusters of loss trajectories.
 
     The losses that an earlier run, of this model or of a small one, measured of every sample at its decisions are the
@@ -62,11 +62,6 @@ class S2L(SelectorBase):
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset({"trajectories", "times_trained", *(["source"] if self.by_source else [])})
-
-    def needs_at(self, progress: Progress) -> frozenset[str]:
-        if progress.is_warmup:
-            return frozenset()
-        return self.needs if progress.is_first_selection else frozenset({"times_trained"})
 
     def select(
         self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator

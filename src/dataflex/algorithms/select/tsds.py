@@ -89,11 +89,6 @@ class Tsds(EmbeddingSelector):
         given = {"embeddings", "target_embeddings"} if self.probs_path is None else {"file"}
         return frozenset(given | {"times_trained"})
 
-    def needs_at(self, progress: Progress) -> frozenset[str]:
-        if progress.is_warmup:
-            return frozenset()
-        return self.needs if progress.is_first_selection else frozenset({"times_trained"})
-
     def select(
         self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator
     ) -> tuple[Selection, State]:
