@@ -119,15 +119,6 @@ class Selector(Protocol):
         """Take in signals that were measured at a warm-up; chooses nothing."""
         ...
 
-    def candidates(
-        self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator
-    ) -> tuple[np.ndarray | None, State]:
-        """Rows, int64, to which model passes of this decision are limited, None: all; and the state after it. Pure.
-
-        ``signals`` are those that take no pass of that kind.
-        """
-        ...
-
     def select(
         self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator
     ) -> tuple[Selection, State]:
@@ -160,6 +151,11 @@ class SelectorBase:
     def candidates(
         self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator
     ) -> tuple[np.ndarray | None, State]:
+        """Rows, int64, to which model passes of this decision are limited, None: all; and the state after it. Pure.
+
+        ``signals`` are those that take no pass over the pool (all but ``LIMITED_SIGNALS``). A method that limits them
+        says so by a class variable ``limits_passes = True``; it finds NaN for the other rows.
+        """
         return None, state
 
     def rank(self, state: State, signals: Signals, progress: Progress, rng: np.random.Generator) -> np.ndarray:

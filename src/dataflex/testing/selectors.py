@@ -184,7 +184,9 @@ def run(
             continue
         rng = segment_rng(seed, segment.index, "candidates")
         at_hand = {name: values for name, values in signals.items() if name not in LIMITED_SIGNALS}
-        rows, state = selector.candidates(state, at_hand, quota, progress, rng)
+        rows = None
+        if hasattr(selector, "candidates"):
+            rows, state = selector.candidates(state, at_hand, quota, progress, rng)
         if rows is not None:
             signals = {name: only(rows, v) if name in LIMITED_SIGNALS else v for name, v in signals.items()}
         state = between(state)
