@@ -411,7 +411,7 @@ def test_memory_does_not_grow_with_the_pool(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("dataflex.signals.collect.BLOCK_ROWS", 16)
     model, optimizer = trained()
     adam = adam_of(optimizer, model, trainable_weights(model))
-    rows = [POOL[1]] * 96
+    rows = [POOL[1]] * 64
     held: list[int] = []
 
     def look(num_tokens: int) -> None:
@@ -424,11 +424,12 @@ def test_memory_does_not_grow_with_the_pool(tmp_path: Path, monkeypatch: pytest.
         held.append(sum(storages.values()))
 
     measured(model, adam, tmp_path / "rows", rows=rows, batch_tokens=240, advance=look)
-    assert len(held) > 20
+    assert len(held) > 15
     gradient = 4 * trainable_weights(model).size
     assert max(held) - min(held) < gradient  # not even one row's gradient is kept between batches
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lora", "gpt2"])
 def test_two_ranks_measure_as_one(name: str, tmp_path: Path) -> None:
     program = Path(__file__).with_name("gradient_ranks_program.py")
