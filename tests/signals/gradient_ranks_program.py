@@ -3,6 +3,7 @@
 Usage: gradient_ranks_program.py MODEL FOLDER
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def main() -> None:
     del wrapped
     dist.barrier()
     dist.destroy_process_group()
+    # The interpreter's end may abort in a thread of gloo that is not joined yet.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ def differentiable(model: nn.Module) -> Iterator[None]:
     """``undisturbed``, with gradients of activations but of no parameter: ``.grad`` and its hooks see nothing.
 
     Everything is in eval mode. Layers whose gradient checkpointing is switched on keep it: Transformers asks for
-    training mode there, which such a layer has only while that is asked, and not in its own forward (dropout).
+    training mode there, which such a layer has only while that is asked, and not in its own computation (dropout).
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     handles: list[Any] = []
+    checkpointed: list[tuple[Any, Callable[..., Any]]] = []
     with undisturbed(model):
         try:
             for parameter in trained:
@@ -34,32 +36,39 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             if find is not None and (embedding := find()) is not None:
                 handles.append(embedding.register_forward_hook(lambda module, args, output: output.requires_grad_()))
             for layer in model.modules():
-                if getattr(layer, "gradient_checkpointing", False) and _asks_outside_forward(layer):
+                if getattr(layer, "gradient_checkpointing", False) and _is_checkpointed(layer):
+                    checkpointing: Any = layer._gradient_checkpointing_func
+                    checkpointed.append((layer, checkpointing))
                     layer.training = True
-                    handles.append(layer.register_forward_pre_hook(_in_eval_mode))
-                    handles.append(layer.register_forward_hook(_asks_again, always_call=True))
+                    layer._gradient_checkpointing_func = partial(_in_eval_mode, layer, checkpointing)  # type: ignore[assignment]
             with torch.enable_grad():
                 yield
         finally:
             for handle in handles:
                 handle.remove()
-            for layer in model.modules():
+            for layer, checkpointing in checkpointed:
+                layer._gradient_checkpointing_func = checkpointing
                 layer.training = False  # as ``undisturbed`` set it; it restores what was before
             for parameter in trained:
                 parameter.requires_grad_(True)
 
 
-def _asks_outside_forward(layer: nn.Module) -> bool:
-    """True for Transformers' checkpointed layers, whose ``__call__`` decides before any hook runs."""
+def _is_checkpointed(layer: nn.Module) -> bool:
+    """True for Transformers' checkpointed layers, which ask for training mode and then hand over what they compute."""
     return any(cls.__name__ == "GradientCheckpointingLayer" for cls in type(layer).__mro__)
 
 
-def _in_eval_mode(layer: nn.Module, args: Any) -> None:
-    layer.training = False
+def _in_eval_mode(layer: nn.Module, checkpointing: Callable[..., Any], compute: Callable[..., Any], *args: Any) -> Any:
+    """What ``checkpointing`` makes of the layer's computation, first and again, in eval mode."""
 
+    def computed(*given: Any) -> Any:
+        layer.training = False
+        try:
+            return compute(*given)
+        finally:
+            layer.training = True
 
-def _asks_again(layer: nn.Module, args: Any, output: Any) -> None:
-    layer.training = True
+    return checkpointing(computed, *args)
 
 
 def loss_scale(model: nn.Module, autocast: Callable[[], AbstractContextManager]) -> float:
