@@ -89,6 +89,13 @@ def test_rho_loss_refuses(params: dict[str, Any], said: str) -> None:
         RhoLoss(**params)
 
 
+def test_too_few_candidates_with_a_loss_name_the_ratio() -> None:
+    with pytest.raises(
+        ConfigError, match=r"only [01] candidates have a finite loss.*2 are drawn.*lower ratio \(now 1\)"
+    ):
+        first(RhoLoss(reference="m", ratio=1.0), 2, loss=[1.0, NAN, NAN], reference_loss=[0, 0, 0.0])
+
+
 # --- IFD ---
 
 CONDITIONAL, DIRECT = np.array([1.2, 0.8, 2.0, 0.5]), np.array([1.5, 0.8, 1.8, 2.0])
@@ -161,6 +168,15 @@ def test_small_clusters_may_wait_and_sources_come_first() -> None:
     assert np.bincount(source[both]).tolist() == [10, 10]
 
 
+def test_rows_of_unknown_source_are_a_source_of_their_own_and_none_known_is_refused() -> None:
+    source = np.repeat([0, 1, -1], 20)
+    selector = S2L(path="former", n_clusters=2, by_source=True)
+    rows = first(selector, 21, trajectories=np.zeros((60, 1)), source=source)[0].rows_Q
+    assert np.bincount(source[rows] + 1).tolist() == [7, 7, 7]
+    with pytest.raises(ConfigError, match="by_source is True, but where the rows come from is not known"):
+        first(selector, 3, trajectories=np.zeros((60, 1)), source=np.full(60, -1))
+
+
 def test_what_was_not_measured_is_the_median_of_its_checkpoint() -> None:
     filled, missing = impute(np.array([[1.0, NAN, NAN], [3.0, 2.0, NAN], [8.0, np.inf, NAN]]))
     assert filled.tolist() == [[1.0, 2.0], [3.0, 2.0], [8.0, 2.0]]
@@ -203,6 +219,17 @@ def test_infobatch_golden_trace() -> None:
     assert kept[[1, 2, 3, 5]].all()
     assert weights[low][kept[low]].tolist() == [2.0, 2.0]
     assert weights[[1, 2, 3, 5]].tolist() == [1.0] * 4
+
+
+def test_as_many_are_kept_as_the_share_says_also_at_halves() -> None:
+    from fractions import Fraction
+
+    for percent in range(1, 91):
+        for num_low in (5, 15, 45, 50):
+            losses = np.append(np.zeros(num_low), 9.0)
+            kept, _ = prune(losses, percent / 100, np.random.default_rng(0))
+            wanted = max(1, int((1 - Fraction(percent, 100)) * num_low + Fraction(1, 2)))
+            assert kept[:num_low].sum() == wanted, (percent, num_low)
 
 
 def test_the_sum_over_all_subsets_is_that_of_all_rows() -> None:

@@ -23,7 +23,8 @@ class Ifd(MeasuredOnce):
 
         ifd = exp(s(a | q) - s(a))     or     s(a | q) / s(a)
 
-    Samples at or above ``upper``, whose answer the prompt does not help with, come only when all others are not enough.
+    Samples at or above ``upper``, whose answer the prompt does not help with, come only when all others are fewer than
+    a decision draws: then it has all those below, and the rest nearest to the limit.
 
     Args:
         ratio: ``perplexity``, the first form, or ``loss``, the second.

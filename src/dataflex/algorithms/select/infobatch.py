@@ -18,8 +18,11 @@ class InfoBatch(SelectorBase):
 
     A pass begins with the last training loss of every sample. Of the n samples below the mean of those seen, a share
     ``r`` drawn at random is left out, and the k that are kept count n / k, so that the sum of losses is what it would
-    be in expectation; all others, and those never trained, are in it and count 1. In the last part of the run nothing
-    is left out.
+    be in expectation; all others, and those never trained, are in it and count 1.
+
+    A pass that begins in the last part of the run leaves nothing out; one that began before goes on with its weights.
+    A decision over the end of a pass has each row once, filled up where it must be with rows that were left out, at
+    weight 1.
 
     The number of steps is fixed beforehand, so that what is saved shows as more passes in the same steps.
 
@@ -120,7 +123,7 @@ def prune(losses_N: np.ndarray, r: float, rng: np.random.Generator) -> tuple[np.
     low = np.flatnonzero(seen_N & (np.where(seen_N, losses_N, np.inf) < np.mean(losses_N[seen_N], dtype=np.float64)))
     if len(low) == 0:
         return kept_N, weights_N
-    num_kept = max(1, int((1 - r) * len(low) + 0.5))
+    num_kept = max(1, int(round((1 - r) * len(low) + 0.5, 9)))  # against rounding: .7 x 45 + .5 is 32
     dropped = low[np.argsort(rng.random(len(low)), kind="stable")[num_kept:]]
     kept_N[dropped] = False
     weights_N[low] = len(low) / num_kept

@@ -9,7 +9,7 @@ import numpy as np
 
 from dataflex.algorithms.base import Progress, Selection, SelectorBase, Signals, State
 from dataflex.algorithms.checks import require_range
-from dataflex.core.draw import check_quota, top_k
+from dataflex.core.draw import top_k
 from dataflex.core.errors import ConfigError
 
 SELF = "self"
@@ -86,7 +86,11 @@ class RhoLoss(SelectorBase):
     ) -> tuple[Selection, State]:
         excess_N = self._excess(state, signals)
         scored_N = np.isfinite(excess_N)
-        check_quota(quota, int(scored_N.sum()))
+        if int(scored_N.sum()) < quota:
+            raise ConfigError(
+                f"only {int(scored_N.sum())} candidates have a finite loss, and {quota} are drawn of them; lower ratio "
+                f"(now {self.ratio:g}), so that more are scored"
+            )
         selection = Selection(
             rows_Q=top_k(np.where(scored_N, excess_N, -np.inf), quota, allowed_N=scored_N),
             decision="guided",

@@ -22,7 +22,8 @@ class S2L(MeasuredOnce):
     The losses that an earlier run, of this model or of a small one, measured of every sample at its decisions are the
     sample's trajectory; k-means groups those that went alike. A decision's quota is shared out equally among the
     clusters, the smallest first, what a cluster lacks going to the larger ones; inside a cluster the samples that were
-    trained least come first, in random order.
+    trained least come first, in random order. Every decision shares out anew, so that small
+    clusters come again while large ones still have samples that were never trained.
 
     Args:
         path: output_dir of that run.
@@ -116,7 +117,14 @@ class S2L(MeasuredOnce):
         if known_N.any():
             most = max(1, min(self.n_clusters, int(known_N.sum()) // ROWS_A_CLUSTER))
             cluster_N[known_N] = k_means(imputed_MxC, most, self.num_iterations, self.seed)
-        source_N = np.maximum(signals["source"], 0) if self.by_source else np.zeros(len(trainable_N), dtype=np.int64)
+        source_N = np.zeros(len(trainable_N), dtype=np.int64)
+        if self.by_source:
+            source_N = np.asarray(signals["source"], dtype=np.int64)
+            if not np.any(source_N >= 0):
+                raise ConfigError(
+                    "by_source is True, but where the rows come from is not known (no column dataset); set it to false"
+                )
+            source_N = source_N - min(0, int(source_N.min()))  # unknown ones are a source of their own
         return {**state, "cluster_N": cluster_N, "source_N": source_N, "num_imputed": np.array(num_imputed)}
 
 
