@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -61,14 +62,14 @@ def _is_checkpointed(layer: nn.Module) -> bool:
 def _in_eval_mode(layer: nn.Module, checkpointing: Callable[..., Any], compute: Callable[..., Any], *args: Any) -> Any:
     """What ``checkpointing`` makes of the layer's computation, first and again, in eval mode."""
 
-    def computed(*given: Any) -> Any:
+    def computed(layer: nn.Module, *given: Any) -> Any:
         layer.training = False
         try:
             return compute(*given)
         finally:
             layer.training = True
 
-    return checkpointing(computed, *args)
+    return checkpointing(MethodType(computed, layer), *args)  # bound: LLaMA-Factory's asks whose method it is
 
 
 def loss_scale(model: nn.Module, autocast: Callable[[], AbstractContextManager]) -> float:
