@@ -13,9 +13,10 @@ from dataflex.algorithms.base import PoolInfo
 from dataflex.core.order import Geometry
 from dataflex.core.plan import Schedule, SegmentPlan
 from dataflex.ledger.ledger import Ledger
+from dataflex.signals.flops import Flops
 from dataflex.train.curator import Curator
 from dataflex.train.domains import domains_of
-from dataflex.train.measured import Measured
+from dataflex.train.measured import Measured, only
 from dataflex.train.method import Method
 from dataflex.train.pool import Pool
 from dataflex.train.seen import Entries
@@ -44,6 +45,25 @@ def make_pool(num_rows: int = NUM_ROWS) -> Pool:
     labels_N = np.arange(num_rows) % 7 + 1
     labels_N[[row for row in WITHOUT_LABEL if row < num_rows]] = 0
     return Pool(info=PoolInfo(num_tokens_N=labels_N + 5, num_label_tokens_N=labels_N), digest="d")
+
+
+def features_of(pool: Pool) -> np.ndarray:
+    """What is known of each row: three numbers of its own and its length."""
+    rng = np.random.default_rng(5)
+    return np.hstack([rng.normal(size=(len(pool), 3)), pool.info.num_tokens_N[:, None]]).astype(np.float32)
+
+
+def falling(pool: Pool, noise: float = 0.1, seed: int = 0) -> Callable[[int], np.ndarray]:
+    """Losses that fall by what the features tell, and by some that they do not."""
+    features_NxF, rng = features_of(pool), np.random.default_rng(seed)
+    start_N = 3 + 0.5 * features_NxF[:, 0] + 0.3 * rng.normal(size=len(pool))
+    pace_N = features_NxF[:, 1] + 0.5 * features_NxF[:, 0] + noise * rng.normal(size=len(pool)) + 0.5
+
+    def at(step: int) -> np.ndarray:
+        losses_N = start_N - 0.8 * (1 - np.exp(-step / 40)) * pace_N
+        return np.where(pool.info.trainable_N, losses_N, np.nan).astype(np.float32)
+
+    return at
 
 
 def losses_at(step: int, num_rows: int = NUM_ROWS) -> np.ndarray:
@@ -100,10 +120,12 @@ class Run:
         seed: int = 7,
         versions: dict[str, str] | None = None,
         domain_N: np.ndarray | None = None,
+        cached_N: np.ndarray | None = None,
     ) -> None:
         self.said: list[str] = []
         self.logged: list[dict[str, float]] = []
         self.measured: list[int] = []
+        self.asked: list[np.ndarray] = []  # rows of each pass
         self.checked_at = 0  # the step whose losses a spot check finds
         self.output_dir = output_dir
         self.pool = pool or make_pool()
@@ -112,7 +134,8 @@ class Run:
             method = Method(name=type(selector).__name__, selector=selector)
         names = [f"d{domain}" for domain in domain_N] if domain_N is not None else None
         domains = domains_of("domain", names, self.pool.info) if names is not None else None
-        self.training = Trained(losses) if method.watches_training else None
+        budgeted = method.score_budget is not None
+        self.training = Trained(losses) if method.watches_training or budgeted else None
         make = SegmentPlan.host if method.follows_host else SegmentPlan.dynamic
         self.plan = make(schedule, num_epochs=num_epochs, pool_steps=-(-len(self.pool) // GEOMETRY.global_batch))
         self.ledger = Ledger(output_dir)
@@ -120,14 +143,20 @@ class Run:
         def measure(name: str, progress: Any, rows: Any = None) -> Measured:
             assert name == "loss"
             self.measured.append(progress.step)
+            self.asked.append(np.flatnonzero(self.pool.info.trainable_N) if rows is None else rows)
+            values_N = losses(progress.step)
+            if rows is not None:
+                values_N = only(rows, values_N)
             cost = {
                 "source": "measured",
-                "num_rows": len(self.pool),
+                "num_rows": len(self.pool) if rows is None else len(rows),
                 "num_tokens": 1,
                 "seconds": 0.0,
                 "tokens_per_s": 0.0,
             }
-            return Measured(values=losses(progress.step), cost=cost)
+            return Measured(values=values_N, cost=cost)
+
+        self.budget = self._budget(method, seed) if budgeted else None
 
         self.curator = Curator(
             method=method,
@@ -145,6 +174,25 @@ class Run:
             versions=versions or {"numpy": "1"},
             domains=domains,
             training=self.training,
+            budget=self.budget,
+            cached_losses=lambda progress: cached_N,
+        )
+
+    def _budget(self, method: Method, seed: int) -> Any:
+        from dataflex.train.budget import Budget
+
+        size = len(self.pool)
+        return Budget(
+            share=method.score_budget,
+            compares=method.compares,
+            needs_loss=lambda progress: "loss" in method.needs_at(progress),
+            plan=self.plan,
+            global_batch=GEOMETRY.global_batch,
+            pool=self.pool,
+            seed=seed,
+            flops=Flops(weights=1000, attention=0, trained_share=1.0),
+            features=lambda: features_of(self.pool),
+            strata_N=np.arange(size) % 2,
         )
 
     def begin(self, checkpoint: Path | None = None, fingerprint: dict[str, Any] | None = None, **options: Any) -> Run:

@@ -60,6 +60,12 @@ TARGET_SIGNALS = frozenset({"similarities", "target_sizes", "target_embeddings"}
 # Model passes that a method may limit to some rows of a decision (``candidates``).
 LIMITED_SIGNALS = frozenset({"loss", "similarities"})
 
+# What a decision under a scoring budget is told besides ``loss``, which is then estimated where it was not measured.
+BUDGET_SIGNALS = {
+    "scored": "whether the loss of each row was measured for this decision, bool",
+    "improved_share": "share of the pool whose loss has fallen since the start, by rows measured twice, float64, (1,)",
+}
+
 # What a mixer may ask for; one entry a domain, float64.
 DOMAIN_SIGNALS = {
     "domain_loss": "mean training loss per label token since the last decision, NaN where a domain was not trained",
@@ -133,6 +139,8 @@ class SelectorBase:
     source: ClassVar[str] = ""
     # True: ``select`` also decides the warm-up segments (replay).
     serves_warmup: ClassVar[bool] = False
+    # True: ranks by the fall of each loss since the first one it was given; its ``baseline`` says which that is.
+    compares_losses: ClassVar[bool] = False
 
     @property
     def follows_host(self) -> bool:

@@ -15,12 +15,20 @@ from dataflex.cli.method_config import KINDS, MIXTURE_KEYS, PART_KEYS, read_meth
 from dataflex.cli.strict import build, checked, load_mapping, one_line
 from dataflex.core.errors import ConfigError, did_you_mean, shown
 from dataflex.core.plan import Schedule
+from dataflex.train.budgeting import read_share, with_budget
 from dataflex.train.method import Method
 
 TRAIN_TYPES = ("static", "dynamic", *KINDS)
 RECORD_INTERVAL = 10  # optimizer steps of a segment where nothing chooses and update_step is left out
 SCHEDULE_KEYS = tuple(field.name for field in dataclasses.fields(Schedule))
-OTHER_KEYS = ("train_type", "components_cfg_file", "component_name", "score_batch_tokens", "log_source_loss")
+OTHER_KEYS = (
+    "train_type",
+    "components_cfg_file",
+    "component_name",
+    "score_batch_tokens",
+    "score_budget",
+    "log_source_loss",
+)
 TARGET_KEYS = ("target", "target_groups", "allow_overlap")
 OUR_KEYS = (*OTHER_KEYS, *SCHEDULE_KEYS, *PART_KEYS, "compose", "domain_column", *MIXTURE_KEYS, *TARGET_KEYS)
 
@@ -113,7 +121,9 @@ def split_config(config: dict[str, Any], component: Mapping[str, Any]) -> RunCon
     output_dir = str(host.get("output_dir") or "")
     if not output_dir:
         raise ConfigError("output_dir is missing; the run's record and checkpoints are written there")
+    share = read_share(ours.get("score_budget"))
     method, presets = read_method(ours, component, output_dir=output_dir, weigh_warmup=schedule.warmup_step)
+    method = with_budget(method, share)
     if domain_column is not None and method.mixer is None:
         raise ConfigError("domain_column is set, but no mixer is named; set train_type: dynamic_mix, or mix:")
     try:

@@ -25,6 +25,8 @@ from dataflex.core.errors import ConfigError, shown
 from dataflex.core.order import Geometry, micro_batches_per_pass
 from dataflex.core.plan import SegmentPlan
 from dataflex.core.segment import Progress
+from dataflex.train.budgeted import FEWEST_ROWS, PANEL_ROWS, SPENT_AHEAD
+from dataflex.train.budgeting import budget_sentence
 from dataflex.train.method import Method
 
 # Signals that take a pass over the pool, and how many forwards of a row; None: all that training needs.
@@ -239,6 +241,9 @@ def _print_cost(
         ("gradient", " (forward and backward), target rows besides") if by_gradient else ("forward", "")
     )
     said = what_is_measured(method)
+    if method.score_budget is not None and "loss" in _losses_alone(method):
+        _print_budget(console, method, run_plan, per_row, trained, pool, share)
+        return
     console.print(
         f"Scoring{said}: {passes} passes {over} {what} = {round(rows):,} {kind_of_row} rows{what_of_row}; training: "
         f"{trained:,} rows at {per_row:g} forwards each ({kind}). Choosing costs {share:.0%} of the training's compute "
@@ -246,11 +251,54 @@ def _print_cost(
         highlight=False,
         markup=False,
     )
+    warning = budget_sentence(method, share) if "loss" in _losses_alone(method) else None
+    if warning:
+        console.print(f"Note: {warning}.", highlight=False, markup=False)
     if speed is None:
         console.print("How long that takes: --like RUN_DIR, an earlier run on this machine.", highlight=False)
     else:
         sentence = forecast(speed, num_passes=passes, num_rows=counted, num_samples=trained)
         console.print(sentence, highlight=False, markup=False)
+
+
+def _losses_alone(method: Method) -> frozenset[str]:
+    """The signals of a method whose only passes are of losses; else nothing."""
+    return frozenset(method.selector.needs) if not (PASSES.keys() - {"loss"}) & method.selector.needs else frozenset()
+
+
+def _print_budget(
+    console: Console, method: Method, run_plan: SegmentPlan, per_row: float, trained: int, pool: PoolSize, share: float
+) -> None:
+    """What a scoring budget buys: rows in all, in each decision, and the way to the initial losses."""
+    assert method.score_budget is not None
+    segments = itertools.islice(run_plan.segments(), COUNTED_SEGMENTS)
+    turns = sum("loss" in _needs(method, run_plan.progress(segment)) for segment in segments)
+    affordable = method.score_budget * per_row * trained
+    sentence = budget_sentence(method, share) or ""
+    console.print(
+        f"{sentence} That buys {affordable:,.0f} forward rows for {turns} decisions, about "
+        f"{affordable / turns:,.0f} each.",
+        highlight=False,
+        markup=False,
+    )
+    if pool.num_rows is None:
+        return
+    if pool.num_rows <= SPENT_AHEAD * affordable - PANEL_ROWS * (turns - 1):
+        console.print(
+            f"The initial losses of all {pool.num_rows:,} rows are measured first (or read from cache_dir).",
+            highlight=False,
+        )
+    else:
+        console.print(
+            f"The initial losses of all {pool.num_rows:,} rows are not affordable: they are read from cache_dir where "
+            "an earlier run or dataflex-cli score put them, else estimated from a panel.",
+            highlight=False,
+        )
+    if affordable < 2 * FEWEST_ROWS:
+        console.print(
+            f"Note: fewer than {2 * FEWEST_ROWS} rows can be scored; estimates rest on the losses of training alone.",
+            highlight=False,
+        )
 
 
 def num_passes(method: Method, run_plan: SegmentPlan) -> int:

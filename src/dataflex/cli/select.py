@@ -43,6 +43,10 @@ def select(
             f"{method.title} is more than a selector, and one decision without training is a selector's; name it alone "
             "with train_type: dynamic_select"
         )
+    if method.score_budget is not None:
+        raise ConfigError(
+            "score_budget is a share of what training costs, and nothing is trained; set score_budget=full"
+        )
     if method.follows_host or "replay" in method.selector.needs:
         what = "chooses nothing" if method.follows_host else "repeats what another run chose"
         raise ConfigError(f"{method.name} {what}; name another component_name to select with")

@@ -21,8 +21,8 @@ NEUTRAL_KEYS = frozenset(
     eval_strategy eval_dataset eval_on_start per_device_eval_batch_size do_eval do_predict
     per_device_train_batch_size gradient_accumulation_steps include_num_input_tokens_seen use_swanlab swanlab_project
     local_rank print_param_status dataset_dir
-    score_batch_tokens log_source_loss train_type component component_name warmup_step update_step update_times
-    train_step
+    score_batch_tokens score_budget log_source_loss train_type component component_name warmup_step update_step
+    update_times train_step
     """.split()  # noqa: SIM905  a block of words reads better than forty quoted strings
 )
 

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,19 +21,24 @@ from dataflex.ledger.files import write_atomic
 from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.groups import Groups
 from dataflex.ledger.ledger import Ledger
+from dataflex.train.budgeted import BUDGET, recorded_signals
 from dataflex.train.checkpoint import MARKS, STATE_FILE, read_state, write_state
 from dataflex.train.decide import MIX, Decision, Situation, candidates, decide, in_turn, initial_state, part, prefixed
 from dataflex.train.describe import cost_of_choosing, describe, describe_cost
 from dataflex.train.domains import LEARNED, Domains
 from dataflex.train.former import Former, difference
 from dataflex.train.line import segment_line
-from dataflex.train.measured import Measured, added
+from dataflex.train.measured import FROM_CACHE, Measured, added, only
 from dataflex.train.method import Method
 from dataflex.train.metrics import metrics
+from dataflex.train.overlap import expected_overlap
 from dataflex.train.pool import Pool
 from dataflex.train.ranks import Ranks
 from dataflex.train.shown import Shown, under
 from dataflex.train.training import Training
+
+if TYPE_CHECKING:
+    from dataflex.train.budget import Budget  # its estimates need scikit-learn
 
 FACTOR = "factor"  # the column in which a selector says how much a row of its selection counts
 
@@ -64,6 +69,8 @@ class Curator:
         domains: Domains | None = None,
         measure_domains: Callable[[str], np.ndarray] | None = None,
         training: Training | None = None,
+        budget: Budget | None = None,
+        cached_losses: Callable[[Progress], np.ndarray | None] = lambda progress: None,
     ) -> None:
         """
         Args:
@@ -76,12 +83,15 @@ class Curator:
             domains: what the mixer mixes; needed beside one.
             measure_domains: reads a signal by domain that training does not show, given its name (rank 0).
             training: the losses of the training's own forwards, where a component needs them.
+            budget: what scoring may cost; None: everything is scored.
+            cached_losses: losses under the weights of step 0 where an earlier run measured them (collective).
         """
         self.method, self.plan, self.geometry, self.pool = method, plan, geometry, pool
         self.seed, self._ledger, self.ranks, self._versions = seed, ledger, ranks, dict(versions)
         self._measure, self._spot_check = measure, spot_check
         self._host_order, self._say, self._log = host_order, say, log
         self._sources, self.domains, self.training = sources, domains, training
+        self._budget, self._cached_losses = budget, cached_losses
         self._shown = Shown(
             method=method,
             num_rows=len(pool),
@@ -98,6 +108,8 @@ class Curator:
         # What a checkpoint keeps, besides the step:
         self._state = initial_state(self.method, self.pool.info, self.domains)
         self._shown.reset()
+        if self._budget is not None:
+            self._budget.reset()
         self._times_trained_N = np.zeros(len(self.pool), dtype=np.int32)
         self._scorable_N = self.pool.info.trainable_N.copy()
         self._seconds = {"choosing": 0.0, "running": 0.0}
@@ -172,6 +184,11 @@ class Curator:
         signals: dict[str, np.ndarray] = {}
         scoring: dict[str, Any] = {}
         warnings: list[str] = []
+        budgeted: dict[str, Any] = {}  # what the budget says of this decision
+        cached_N = self._cached_losses(progress) if self._budget is not None and progress.step == 0 else None
+        if self._budget is not None and self.ranks.is_main:
+            self._budget.know(cached_N)
+            self._budget.watch(progress, self._shown.board)
         kept = self.ranks.from_main(lambda: sorted(self._former.signals(self._former.in_force(segment.index))))
         rows_R: np.ndarray | None = None  # those that dear signals are limited to
         for name in [*at_hand, *limited]:
@@ -187,8 +204,12 @@ class Curator:
                     signals[name] = self._former.signals(self._former.in_force(segment.index))[name]
                 if name == "loss":
                     self._measure_again(segment)
+                    budgeted = self.ranks.from_main(lambda: self._recall(segment, progress, signals))
             else:
-                measured = self._measure(name, progress, rows_R)
+                if name == "loss" and self._budget is not None:
+                    measured, budgeted = self._within_budget(progress, rows_R, signals)
+                else:
+                    measured = self._measure(name, progress, rows_R)
                 signals[name] = measured.values
                 if name == "loss":
                     warnings += self.ranks.from_main(lambda m=measured: self._compare(segment, m, signals))
@@ -196,7 +217,7 @@ class Curator:
         # In the host's own order nothing is chosen: every rank knows the rows, rank 0 records them.
         epoch_rows = self._host_order(segment.cycle) if method.follows_host else None
         line, rows_Q, numbers, mix_state, factors_Q = self.ranks.from_main(
-            lambda: self._choose(segment, progress, signals, scoring, warnings, began, epoch_rows, finished)
+            lambda: self._choose(segment, progress, signals, scoring, warnings, began, epoch_rows, finished, budgeted)
         )
         self._state |= mix_state
         self._keep_factors(rows_Q, factors_Q)
@@ -215,6 +236,42 @@ class Curator:
         quota = segment.num_steps * self.geometry.global_batch
         rows_R, self._state = candidates(self.method, progress, self._state, signals, quota=quota, seed=self.seed)
         return rows_R
+
+    def _within_budget(
+        self, progress: Progress, rows_R: np.ndarray | None, signals: dict[str, np.ndarray]
+    ) -> tuple[Measured, dict[str, Any]]:
+        """Losses of the whole pool, some measured and the others estimated, and what is recorded of it (collective).
+
+        ``signals`` gets those of ``BUDGET_SIGNALS`` besides.
+        """
+        budget = self._budget
+        assert budget is not None
+        request = self.ranks.from_main(lambda: budget.request(progress, self._times_trained_N))
+        measured = None
+        if request.rows is None or len(request.rows):
+            measured = self._measure("loss", progress, request.rows)
+        if not self.ranks.is_main:
+            return Measured(values=np.zeros(0, np.float32)), {}
+        began = time.perf_counter()
+        cost = dict(measured.cost) if measured is not None else {**FROM_CACHE, "source": request.source}
+        values_N = measured.values if measured is not None else None
+        found = budget.take(progress, request, values_N, cost, self._shown.board)
+        record = {**found.record, "estimating_seconds": time.perf_counter() - began}
+        signals |= found.signals
+        losses_N = found.losses_N if rows_R is None else only(rows_R, found.losses_N)
+        tolerance = measured.tolerance if measured is not None else 1e-4
+        cost["budget"] = record
+        return Measured(values=losses_N, cost=cost, tolerance=tolerance), {**record, "errors": found.errors}
+
+    def _recall(self, segment: Segment, progress: Progress, signals: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Take in what the recorded line of this segment says of the budget (rank 0)."""
+        line = self._former.in_force(segment.index)
+        if self._budget is None or line is None:
+            return {}
+        self._budget.recall(progress, line, self._former.signals(line))
+        record = line["scoring"]["budget"]
+        signals |= recorded_signals(record, self._former.signals(line))
+        return record
 
     def _measure_again(self, segment: Segment) -> None:
         """Losses of some rows, to see that recorded ones are those of the present weights (collective)."""
@@ -252,11 +309,12 @@ class Curator:
         segment: Segment,
         progress: Progress,
         signals: Mapping[str, np.ndarray],
-        scoring: Mapping[str, Any],
+        scoring: dict[str, Any],
         warnings: list[str],
         began: float,
         epoch_rows: np.ndarray | None,
         finished: Mapping[str, Any],
+        budgeted: Mapping[str, Any],
     ) -> tuple[dict[str, Any], np.ndarray, dict[str, float], dict[str, np.ndarray], np.ndarray | None]:
         """Decide and record one segment (rank 0).
 
@@ -273,8 +331,11 @@ class Curator:
             selection = Selection(rows_Q=rows_Q, decision="host order", ordered=True)
             decision = Decision(selection=selection, rows_Q=rows_Q, state=self._state)
         else:
-            at = self._situation(progress, signals, quota, finished)
+            at = self._situation(progress, signals, quota, finished, budgeted)
             decision = decide(self.method, progress, self._state, at)
+            if len(budgeted.get("errors", ())):
+                expected = expected_overlap(self.method, progress, self._state, at, decision, budgeted["errors"])
+                scoring["budget"] |= expected
         self._state = decision.state
         rows_Q, selection = decision.rows_Q, decision.selection
         self._check(rows_Q, quota, segment, host=epoch_rows is not None)
@@ -310,7 +371,12 @@ class Curator:
         return line, rows_Q, numbers, prefixed(MIX, part(self._state, MIX)), factors_Q
 
     def _situation(
-        self, progress: Progress, signals: Mapping[str, np.ndarray], quota: int, finished: Mapping[str, Any]
+        self,
+        progress: Progress,
+        signals: Mapping[str, np.ndarray],
+        quota: int,
+        finished: Mapping[str, Any],
+        budgeted: Mapping[str, Any],
     ) -> Situation:
         return Situation(
             signals=signals,
@@ -321,6 +387,7 @@ class Curator:
             domains=self.domains,
             quota=quota,
             seed=self.seed,
+            why_uniform=budgeted.get("uniform"),
         )
 
     # mixers that learn by step
@@ -476,6 +543,8 @@ class Curator:
         arrays = {f"state.{name}": values for name, values in self._state.items()}
         arrays |= {"times_trained_N": self._times_trained_N, "scorable_N": self._scorable_N}
         arrays |= shown
+        if self._budget is not None:
+            arrays |= prefixed(BUDGET, self._budget.arrays())
         meta = {
             "step": step,
             "run_id": self._run_id,
@@ -508,4 +577,6 @@ class Curator:
         self._state = under("state.", arrays)
         self._times_trained_N, self._scorable_N = arrays["times_trained_N"], arrays["scorable_N"]
         self._seconds = dict(meta["seconds"])
+        if self._budget is not None:
+            self._budget.load(under(BUDGET, arrays))
         return int(meta["step"]), self._shown.load(arrays)

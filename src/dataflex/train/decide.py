@@ -13,14 +13,19 @@ from dataflex.algorithms.mix.rows import count_domains, take_rows
 from dataflex.algorithms.order.base import next_of_run
 from dataflex.core.compose import mix_then_select, ranking_of_weights, select_then_mix
 from dataflex.core.domains import count_rows
-from dataflex.core.draw import check_quota, least_used_first, passes
+from dataflex.core.draw import check_quota, draw, least_used_first, passes
 from dataflex.core.errors import DataFlexError
 from dataflex.core.seeds import segment_rng
 from dataflex.train.domains import Domains
 from dataflex.train.method import Method, score_signal
 
 State = dict[str, np.ndarray]
-RECORDED = ("loss", "training_loss", "reference_loss")  # signals that are columns of the record, whatever the method
+RECORDED = (
+    "loss",
+    "training_loss",
+    "reference_loss",
+    "scored",
+)  # signals that are columns of the record, whatever the method
 MIX, KEPT, ORDER = "mix.", "kept.", "order."  # prefixes of the state, beside the selector's own
 
 
@@ -54,6 +59,7 @@ class Situation:
     domains: Domains | None  # None without a mixer
     quota: int  # samples of the segment
     seed: int  # of the run
+    why_uniform: str | None = None  # no estimate of losses is good enough to guide a selector
 
 
 def initial_state(method: Method, pool: PoolInfo, domains: Domains | None) -> State:
@@ -101,8 +107,7 @@ def decide(method: Method, progress: Progress, state: Mapping[str, np.ndarray], 
     if progress.is_warmup and not method.serves_warmup:
         return _warmup(method, progress, state, at)
     if method.mixer is None and method.selects and method.every == 1:
-        rng = segment_rng(at.seed, progress.segment, "select")
-        selection, new = method.selector.select(part(state), at.signals, at.quota, progress, rng)
+        selection, new = _select(method, progress, state, at)
         decision = Decision(selection=selection, rows_Q=selection.rows_Q, state={**others(state), **new})
     else:
         decision = _composed(method, progress, state, at)
@@ -128,11 +133,27 @@ def prefixed(prefix: str, state: Mapping[str, np.ndarray]) -> State:
     return {f"{prefix}{name}": np.asarray(values) for name, values in state.items()}
 
 
+def _select(method: Method, progress: Progress, state: State, at: Situation) -> tuple[Selection, State]:
+    """What the selector says, or a uniform draw where nothing can guide it; and its state after it."""
+    rng = segment_rng(at.seed, progress.segment, "select")
+    if at.why_uniform is None or "loss" not in method.selector.needs:
+        selection, new = method.selector.select(part(state), at.signals, at.quota, progress, rng)
+        return selection, dict(new)
+    weights_N = at.scorable_N.astype(np.float64)
+    selection = Selection(
+        rows_Q=draw(weights_N, at.quota, rng, replacement=method.replacement),
+        decision="uniform",
+        columns_N={"weight": weights_N},
+        warnings=(f"{at.why_uniform}: this draw is uniform",),
+    )
+    return selection, part(state)
+
+
 def _warmup(method: Method, progress: Progress, state: State, at: Situation) -> Decision:
     """Uniform rows while they last, or the initial mixture; what was measured is handed to the selector."""
     if at.signals and method.selects:
         state = {**others(state), **method.selector.observe(part(state), at.signals, progress)}
-    columns_N = {name: values for name, values in at.signals.items() if name == "loss"}
+    columns_N = {name: values for name, values in at.signals.items() if name in ("loss", "scored")}
     rng = segment_rng(at.seed, progress.segment, "warmup")
     if method.mixer is None:
         # Shuffled already, a pass at a time; shuffling over passes would repeat rows before all were seen.
@@ -186,8 +207,7 @@ def _ranking(
     kept: dict[str, np.ndarray]
     if method.selector_decides(progress):
         # What it would draw by itself is left: its weights or its ranking are what the rows are taken from.
-        selection, new = selector.select(part(state), at.signals, at.quota, progress, rng)
-        rng = segment_rng(at.seed, name, "select")
+        selection, new = _select(method, progress, state, at)
         if "weight" in selection.columns_N:
             kept = {"weight_N": np.asarray(selection.columns_N["weight"], dtype=np.float64)}
         elif hasattr(selector, "rank"):

@@ -44,9 +44,23 @@ def describe(line: Mapping[str, Any], *, of_run: bool = True) -> str:
             )
         else:
             parts.append(f"losses from the {scoring['source']}, no pass over the pool")
+        if "budget" in scoring:
+            parts.append(describe_budget(scoring["budget"]))
         if of_run:
             parts.append(f"choosing so far: {line['share_of_run']:.0%} of the run's time")
     return " | ".join(parts)
+
+
+def describe_budget(budget: Mapping[str, Any]) -> str:
+    """What an estimate of losses is worth, in a few words."""
+    words = [f"losses by {budget['why']}, {budget['estimator']}"]
+    if budget.get("rank_correlation") is not None:
+        words.append(f"rank correlation {budget['rank_correlation']:.2f} on {budget['num_checked']} rows left out")
+    elif "rank_correlation" in budget:
+        words.append("not checked: too few rows were measured")
+    if "window_hit" in budget:
+        words.append(f"{budget['window_hit']:.0%} of the draw expected in the exact window")
+    return ", ".join(words)
 
 
 def cost_of_choosing(lines: Iterable[Mapping[str, Any]], seconds: Mapping[str, float]) -> dict[str, Any]:

@@ -99,7 +99,9 @@ class Former:
 
     def rows_to_measure_again(self, line: Mapping[str, Any]) -> np.ndarray:
         """Some rows that this line has a loss of, spread over the pool."""
-        scored = np.flatnonzero(np.isfinite(self.signals(line)["loss"]))
+        columns_N = self.signals(line)
+        measured_N = np.asarray(columns_N.get("scored", True), dtype=bool)  # under a budget others are estimated
+        scored = np.flatnonzero(np.isfinite(columns_N["loss"]) & measured_N)
         return scored[np.unique(np.linspace(0, len(scored) - 1, min(SAMPLED, len(scored))).astype(np.int64))]
 
     def verify_losses(

@@ -60,13 +60,23 @@ class LossPass:
         self._told_why = False
         self._signal: LossSignal | OwnLossSignal | None = None  # one a run: its fast path is checked once
 
-    def __call__(self, progress: Progress, rows: np.ndarray | None) -> Measured:
-        """Mean loss of rows under the current model; initial losses come from the cache where they are there."""
+    def cached(self, progress: Progress) -> np.ndarray | None:
+        """Losses of all rows under the present weights, where the cache holds them (collective)."""
+        key, _ = self._key_at(progress)
+        return self._ranks.from_main(lambda: self._load(key)) if key is not None and not self._fresh else None
+
+    def _key_at(self, progress: Progress) -> tuple[dict[str, str] | None, bool]:
+        """(key of losses now, None where no other run can use them; whether they are those of the base model)."""
         # Only the initial losses can serve another run: any later weights are this run's alone.
         cacheable = self._cacheable and (progress.step == 0 or progress.is_first_selection)
         # Losses of the base model serve every run that starts from it, whatever its adapter.
         at_base = progress.step == 0 and not self._host.sharded and adds_nothing(self._host.trainer.model)
         key = self._ranks.from_main(lambda: self._cache_key(at_base=at_base)) if cacheable else None
+        return key, at_base
+
+    def __call__(self, progress: Progress, rows: np.ndarray | None) -> Measured:
+        """Mean loss of rows under the current model; initial losses come from the cache where they are there."""
+        key, at_base = self._key_at(progress)
         serves = key is not None and not self._fresh
         cached = self._ranks.from_main(lambda: self._load(key or {})) if serves else None
         if cached is not None:

@@ -43,6 +43,7 @@ class Measurer:
         fresh: serve no array from the cache.
         columns: those of rows.parquet, by which an order may rank.
         target: rows that steer the selection, where the method needs them.
+        keeps_losses: initial losses are looked for in the cache, and kept there, whatever the method.
     """
 
     def __init__(
@@ -58,24 +59,25 @@ class Measurer:
         say: Callable[[str], None],
         columns: Mapping[str, Any] | None = None,
         target: Target | None = None,
+        keeps_losses: bool = False,
     ) -> None:
         self._host = HostRows(trainer, ranks)
         self._selector, self._pool, self._ranks, self._say = selector, pool, ranks, say
         self._target, self._batch_tokens, self._columns = target, batch_tokens, columns or {}
         self._embedded: dict[str, Embedded] = {}  # made, and not asked for yet
-        self._cache = SignalCache(Path(getattr(selector, "cache_dir", None) or ledger.root / "cache"))
+        self.cache = SignalCache(Path(getattr(selector, "cache_dir", None) or ledger.root / "cache"))
         self._losses = LossPass(
             self._host,
             pool=pool,
             ranks=ranks,
             ledger=ledger,
-            cache=self._cache,
-            cacheable=hasattr(selector, "cache_dir"),
+            cache=self.cache,
+            cacheable=keeps_losses or hasattr(selector, "cache_dir"),
             batch_tokens=batch_tokens,
             fresh=fresh,
             say=say,
         )
-        self.spot_check = self._losses.spot_check
+        self.spot_check, self.cached_losses = self._losses.spot_check, self._losses.cached
 
     def __call__(self, name: str, progress: Progress, rows: np.ndarray | None = None) -> Measured:
         """Measure one signal.
@@ -139,7 +141,7 @@ class Measurer:
             source_of=self._host.source,
             target=self._target,
             pool=self._pool,
-            directory=self._cache.directory,
+            directory=self.cache.directory,
             batch_tokens=self._batch_tokens,
             say=self._say,
         )
@@ -162,7 +164,7 @@ class Measurer:
             embed = EmbeddingPass(
                 trainer=self._host.trainer,
                 fetch=fetch,
-                directory=self._cache.directory,
+                directory=self.cache.directory,
                 batch_tokens=self._batch_tokens,
                 sharded=self._host.sharded,
                 say=self._say,

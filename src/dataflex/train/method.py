@@ -31,6 +31,7 @@ class Method:
         orders: what arranges the chosen rows; two as one over the run, then one over the segment.
         mode, keep, normalize: how selection and mixture meet, see ``algorithms.combine``.
         weigh_warmup: optimizer steps from the first in which every coefficient is 1.
+        score_budget: share of the training's FLOPs that scoring may cost; None: everything is scored.
 
     Raises:
         ConfigError: components that cannot be combined.
@@ -46,6 +47,7 @@ class Method:
     keep: float = 1.0
     normalize: Literal["none", "mean_one"] = "none"
     weigh_warmup: int = 0
+    score_budget: float | None = None
 
     def __post_init__(self) -> None:
         check_combination(self.combination)
@@ -97,6 +99,18 @@ class Method:
     def limits_passes(self) -> bool:
         """True: rows without a loss may be such as were not asked for."""
         return bool(getattr(self.selector, "limits_passes", False))
+
+    @property
+    def scores_losses(self) -> bool:
+        """True: losses of the pool are measured by passes over it."""
+        return (self.selects and "loss" in self.selector.needs) or any(
+            score_signal(part.method) == "loss" for part in self.orders
+        )
+
+    @property
+    def compares(self) -> bool:
+        """True: rows are ranked by how far their loss has fallen since the start."""
+        return bool(getattr(self.selector, "compares_losses", False))
 
     @property
     def order_of_run(self) -> Any | None:

@@ -23,6 +23,7 @@ from dataflex.core.plan import Schedule, SegmentPlan
 from dataflex.ledger.files import out_of_space
 from dataflex.ledger.ledger import Ledger
 from dataflex.signals.cache import weights_digest
+from dataflex.train.budgeting import budget_sentence, full_share, make_budget
 from dataflex.train.callback import AfterStep, EpochCounter
 from dataflex.train.chain import SegmentChain, draw_like_a_stock_loader, host_order
 from dataflex.train.checkpoint import newest_complete_checkpoint
@@ -131,6 +132,7 @@ class DynamicDataMixin:
             say=say,
             columns=dataflex.rows,
             target=dataflex.target,
+            keeps_losses=dataflex.method.score_budget is not None,
         )
         sources = find_sources(dataflex.rows)
         self._source_loss = SourceLoss(require_sources(sources)) if dataflex.log_source_loss else None
@@ -148,12 +150,24 @@ class DynamicDataMixin:
             target=dataflex.target,
             factor=lambda rows_B: row_factor(self.curator, self.state.global_step, rows_B),  # type: ignore[attr-defined]
         )
+        seed = trainer_args.data_seed if trainer_args.data_seed is not None else trainer_args.seed
+        budget = make_budget(
+            self,
+            method,
+            plan=plan,
+            geometry=geometry,
+            pool=pool,
+            seed=seed,
+            sources=sources,
+            cache=self.measurer.cache,
+            collate=bare_collator(self),
+        )
         self.curator = Curator(
             method=dataflex.method,
             plan=plan,
             geometry=geometry,
             pool=pool,
-            seed=trainer_args.data_seed if trainer_args.data_seed is not None else trainer_args.seed,
+            seed=seed,
             ledger=ledger,
             ranks=ranks,
             measure=self.measurer,
@@ -165,7 +179,9 @@ class DynamicDataMixin:
             sources=sources,
             domains=domains,
             measure_domains=functools.partial(measure_domains, method, domains),
-            training=self._trained_loss if method.watches_training else None,
+            training=self._trained_loss if self._trained_loss and self._trained_loss.keeps else None,
+            budget=budget,
+            cached_losses=self.measurer.cached_losses,
         )
         self._fingerprint = make_fingerprint(dataflex, pool, geometry, ledger)
         if not dataflex.method.follows_host or dataflex.schedule.train_step:
@@ -333,9 +349,13 @@ class DynamicDataMixin:
         unbounded = schedule.train_step or math.ceil(args.num_train_epochs * plan.steps_per_epoch)
         if plan.num_steps < unbounded:
             say(f"max_steps ends the run after {plan.num_steps} steps; the schedule has {unbounded}")
-        warning = unguided(self._dataflex.method, plan)
-        if warning:
-            say(warning)
+        method, pool, geometry = self.curator.method, self.curator.pool, self.curator.geometry
+        for sentence in (
+            unguided(method, plan),
+            budget_sentence(method, full_share(method, plan, pool, geometry, self)),
+        ):
+            if sentence:
+                say(sentence)
 
     def _run_record(self) -> dict[str, Any]:
         plan, geometry = self.curator.plan, self.curator.geometry

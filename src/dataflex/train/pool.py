@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from dataflex.algorithms.base import PoolInfo
 from dataflex.core.errors import ConfigError
+from dataflex.signals.blocks import Block
 
 IGNORE_INDEX = -100
 MEDIA = ("images", "videos", "audios")
@@ -60,6 +61,19 @@ def read_pool(dataset: Any, collate: Callable[[list[dict[str, Any]]], Any] | Non
         num_label_tokens.append(labels.counted())
     info = PoolInfo(num_tokens_N=np.concatenate(num_tokens), num_label_tokens_N=np.concatenate(num_label_tokens))
     return Pool(info=info, digest=digest.hexdigest())
+
+
+def token_blocks(dataset: Any, collate: Callable[[list[dict[str, Any]]], Any] | None = None) -> Iterator[Block]:
+    """The rows of a data set of texts in order, some at a time.
+
+    Args:
+        collate: the host's collator, as for ``read_pool``.
+    """
+    for tokens, labels in _blocks(dataset, collate):
+        yield Block(
+            tokens_T=tokens.flat.astype(np.int64), lengths_B=tokens.lengths.astype(np.int64),
+            counted_T=labels.predicted(),
+        )  # fmt: skip
 
 
 def is_language_modelling(dataset: Any) -> bool:
@@ -159,12 +173,17 @@ class _Ragged:
     flat: np.ndarray
     lengths: np.ndarray
 
-    def counted(self) -> np.ndarray:
-        """Labels of each list that are predicted: not ignored, and not at position 0, which nothing predicts."""
+    def predicted(self) -> np.ndarray:
+        """Labels that are predicted: not ignored, and not at position 0 of a list, which nothing predicts; bool."""
         starts = np.cumsum(self.lengths) - self.lengths
-        counted = self.flat != IGNORE_INDEX
-        counted[starts[self.lengths > 0]] = False
-        before = np.concatenate([[0], np.cumsum(counted)])
+        predicted = self.flat != IGNORE_INDEX
+        predicted[starts[self.lengths > 0]] = False
+        return predicted
+
+    def counted(self) -> np.ndarray:
+        """Number of labels of each list that are predicted."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        before = np.concatenate([[0], np.cumsum(self.predicted())])
         return before[starts + self.lengths] - before[starts]
 
     def lists(self, lengths: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:

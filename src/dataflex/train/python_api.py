@@ -16,6 +16,7 @@ from dataflex.algorithms.combine import Part
 from dataflex.algorithms.select.static import Static
 from dataflex.core.plan import Schedule
 from dataflex.ledger.ledger import Ledger
+from dataflex.train.budgeting import read_share, with_budget
 from dataflex.train.method import Method
 from dataflex.train.pool import read_pool
 from dataflex.train.settings import Settings
@@ -32,6 +33,7 @@ class Options:
     overwrite_output_dir: bool = False  # move an old record in output_dir aside
     score_batch_tokens: int | None = None  # padded tokens of a scoring batch; None: calibrated
     log_source_loss: bool = False  # the training loss of each source by itself
+    score_budget: float | Literal["full"] = "full"  # share of the training's FLOPs that scoring may cost
     fresh: bool = False  # no array of another run is served from the cache
     other_versions: bool = False  # resume although packages have other versions than before
     domain_column: str | None = None  # which column of the data says the domain of a row; None: ``dataset``
@@ -61,7 +63,7 @@ def method_of(given: Components, schedule: Schedule, options: Options) -> Method
     """The components under the names that a components file would call them by."""
     selector = given.selector if given.selector is not None else Static()
     weighers = _named("weighters", given.weigher)
-    return Method(
+    method = Method(
         name=_name("selectors", selector),
         selector=selector,
         every=options.select_every,
@@ -73,6 +75,7 @@ def method_of(given: Components, schedule: Schedule, options: Options) -> Method
         normalize=options.normalize,
         weigh_warmup=schedule.warmup_step if weighers else 0,
     )
+    return with_budget(method, read_share(options.score_budget))
 
 
 def _named(kind: str, given: Any, *, every: int = 1) -> tuple[Part, ...]:

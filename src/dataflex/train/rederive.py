@@ -19,6 +19,7 @@ from dataflex.ledger.findings import Finding, damage, note
 from dataflex.ledger.ledger import Ledger
 from dataflex.ledger.run_facts import Facts
 from dataflex.signals.file import read_scores
+from dataflex.train.budgeted import recorded_signals
 from dataflex.train.decide import MIX, Decision, Situation, candidates, decide, in_turn, initial_state, part
 from dataflex.train.domains import domains_of
 from dataflex.train.method import Method
@@ -120,6 +121,9 @@ class _Derivation:
                     self._method, progress, self._state, signals, quota=quota, seed=self._facts.seed
                 )
             signals[name] = self._signal(name, progress, columns_N, line)
+        budget = (line.get("scoring") or {}).get("budget")
+        if isinstance(budget, dict):
+            signals |= recorded_signals(budget, columns_N)
         if self._told is not None and "initial_loss" in columns_N:
             baseline = {"loss": columns_N["initial_loss"]}
             self._state |= self._method.selector.observe(part(self._state), baseline, progress)
@@ -134,6 +138,7 @@ class _Derivation:
             domains=self._domains,
             quota=quota,
             seed=self._facts.seed,
+            why_uniform=budget.get("uniform") if isinstance(budget, dict) else None,
         )
         if self._method.mixer is not None and self._method.mixer.method.step_needs:
             self._state |= self._learned_by_step(line)

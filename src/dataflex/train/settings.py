@@ -126,6 +126,7 @@ def make_fingerprint(settings: Settings, pool: Pool, geometry: Geometry, ledger:
         "method": settings.method.name,
         "params": params,
         **({"parts": settings.method.parts} if settings.method.parts else {}),
+        **({"score_budget": settings.method.score_budget} if settings.method.score_budget is not None else {}),
         **({"target_rows": settings.target.record()} if settings.target else {}),
         "schedule": dict(vars(settings.schedule)),
         "num_rows": len(pool),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dataflex.core.board import Board
 from dataflex.core.segment import Progress, Segment
 from dataflex.ledger.ledger import Ledger
 from dataflex.train.domains import Domains
@@ -49,6 +50,11 @@ class Shown:
     def last_losses_N(self) -> np.ndarray:
         """The loss of each row when it was last trained, float32; NaN where it never was (rank 0)."""
         return self._seen.board.last_losses_N
+
+    @property
+    def board(self) -> Board:
+        """What training showed of each row (rank 0)."""
+        return self._seen.board
 
     def take(self) -> None:
         """Bring what was trained since the last call to rank 0 (collective)."""

@@ -80,7 +80,7 @@ class TrainedLoss:
     ) -> None:
         self._reference, self._read_anchors = reference, read_anchors
         self._ranks, self._num_tokens_N, self._weighing = ranks, num_tokens_N, weighing
-        self._excess, self._beside, self._keep = excess, beside, keep
+        self._excess, self._beside, self.keeps = excess, beside, keep
         self._batch: _MicroBatch | None = None
         self._kept: list[tuple[np.ndarray, torch.Tensor, int]] = []  # rows, (loss sum, tokens) of each, step
         self._listeners: list[Callable[[np.ndarray, torch.Tensor], None]] = []
@@ -214,7 +214,7 @@ class TrainedLoss:
         sums_Bx2 = torch.zeros(len(batch.rows_B), 2, dtype=torch.float64, device=losses_BxT.device)
         both_Tx2 = torch.stack([losses_BxT.flatten().double(), has_label_BxT.flatten().double()], dim=1)
         sums_Bx2.index_add_(0, owner_BxT.flatten(), both_Tx2)
-        if self._keep:
+        if self.keeps:
             self._kept.append((batch.rows_B, sums_Bx2, batch.step))
         for listener in self._listeners:
             listener(batch.rows_B, sums_Bx2)

@@ -13,6 +13,7 @@ from dataflex.core.domains import sum_by_domain
 from dataflex.core.errors import ConfigError
 from dataflex.core.order import Geometry
 from dataflex.train.anchors import anchor_reader
+from dataflex.train.budgeting import shows_losses
 from dataflex.train.curator import Curator
 from dataflex.train.domains import Domains, read_proportions, weighs_domains
 from dataflex.train.host_rows import fetch
@@ -53,7 +54,9 @@ def watch_training(
     Raises:
         ConfigError: the trainer's loss is not one that can be read or weighed.
     """
-    if not method.watches_training and listener is None:
+    # Under a budget, losses of training stand in for passes; where it shows none, passes are all there is.
+    keeps = method.watches_training or (method.score_budget is not None and shows_losses(trainer))
+    if not keeps and listener is None:
         return None
     if method.watches_training and scores_own_loss(trainer):
         raise ConfigError(
@@ -75,8 +78,8 @@ def watch_training(
         reference=_reference_of_tokens(trainer, method),
         read_anchors=anchor_reader(trainer, target, ranks, fetch) if by_embedding else None,
         excess=excess,
-        beside=not method.watches_training,
-        keep=method.watches_training,
+        beside=not keeps,
+        keep=keeps,
     )
     if listener is not None:
         trained_loss.listen(listener)

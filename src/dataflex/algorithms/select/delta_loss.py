@@ -64,6 +64,7 @@ class DeltaLoss(SelectorBase):
     cache_dir: str | None = None
 
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
+    compares_losses: ClassVar[bool] = True
     source: ClassVar[str] = "DataFlex user guide; LoBaSS/DavIR 2310.13008; 1704.03003"
 
     def __post_init__(self) -> None:
@@ -132,6 +133,8 @@ class DeltaLoss(SelectorBase):
         scored_N = np.isfinite(deltas_N)
         num_scored = int(np.count_nonzero(scored_N))
         num_improved = int(np.count_nonzero(deltas_N[scored_N] >= 0))
+        if "improved_share" in signals:  # estimates shrink to their mean, and fewer or more of them than rows are < 0
+            num_improved = round(float(signals["improved_share"][0]) * num_scored)
 
         order = np.argsort(-deltas_N, kind="stable")  # NaN last, ties by row
         ranks_N = np.empty(len(order), dtype=np.int64)
