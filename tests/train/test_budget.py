@@ -247,16 +247,16 @@ def test_a_resumed_run_decides_the_same(tmp_path: Path, selector, cached, step) 
     first = run(tmp_path / "cut", **options).begin()
     saved: list[Path] = []
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def after(now: int) -> None:
         if now == step:
             saved.append(first.save(now))
         if now == step + 6:  # beyond a decision, whose line is on record
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         first.train(after_step=after)
     first.ledger.unlock()
     again = run(tmp_path / "cut", **options).begin(saved[0])
@@ -270,12 +270,12 @@ def test_a_resumed_run_decides_the_same(tmp_path: Path, selector, cached, step) 
 
 
 def test_a_line_on_record_is_taken_over_with_all_it_says(tmp_path: Path) -> None:
-    """Killed between a decision's line and its first step: the panel is not measured again, and later ones are equal."""
+    """Killed after a decision: the panel is not measured again, and later ones are equal."""
     whole = run(tmp_path / "whole").begin()
     trained = whole.train()
     first = run(tmp_path / "cut").begin()
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     saved: list[Path] = []
@@ -284,9 +284,9 @@ def test_a_line_on_record_is_taken_over_with_all_it_says(tmp_path: Path) -> None
         if now == 60:
             saved.append(first.save(now))
         if now == 61:
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         first.train(after_step=after)
     first.ledger.unlock()
     again = run(tmp_path / "cut").begin(saved[0])
@@ -301,16 +301,16 @@ def test_a_kill_in_a_panel_changes_nothing(tmp_path: Path) -> None:
     saved: list[Path] = []
     measure = first.curator._measure
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def killed_at_60(name: str, progress: Any, rows: Any) -> Any:
         if progress.step == 60:
-            raise Killed
+            raise KilledError
         return measure(name, progress, rows)
 
     first.curator._measure = killed_at_60
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         first.train(after_step=lambda now: saved.append(first.save(now)) if now == 60 else None)
     first.ledger.unlock()
     again = run(tmp_path / "cut").begin(saved[0])
