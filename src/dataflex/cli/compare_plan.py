@@ -25,11 +25,12 @@ from dataflex.cli.plan import check_first_quota, geometry_of, num_passes, pool_s
 from dataflex.cli.presets import PACKAGE_COMPONENTS
 from dataflex.core.errors import ConfigError, did_you_mean, shown
 from dataflex.ledger.files import write_atomic
+from dataflex.train.budgeting import FULL
 from dataflex.train.target import needing_target
 
 BUDGETS = ("steps", "compute", "both")
 METRICS = ("loss", "exact_match")
-COMPONENT_KEYS = ("name", "component_name", "params")
+COMPONENT_KEYS = ("name", "component_name", "params", "score_budget")
 # Always compared: the method, what it is called in the tables, and its preset in the package's components file.
 ALWAYS = {"static": ("static", "static"), "random": ("random", "random"), "length": ("length", "longest")}
 # Of a base config; compare says these itself.
@@ -186,7 +187,7 @@ def _methods(base: Mapping[str, Any], keys: PlanKeys) -> tuple[list[Method], lis
     for name, (label, preset) in ALWAYS.items():
         if not any(_is_baseline(method, name, label) for method in named):
             own = {"component_name": preset, "components_cfg_file": str(PACKAGE_COMPONENTS)}
-            added.append(_method(label, {**base, **own}, {}))
+            added.append(_method(label, _without_budget({**base, **own}), {}))
     methods = [*added, *named]
     labels = [method.label for method in methods]
     for label in labels:
@@ -217,7 +218,17 @@ def _named(base: Mapping[str, Any], given: str | dict[str, Any]) -> Method:
             f"a component is called {shown(label)}; use letters, digits, '-', '_' and '.', for it names a folder"
         )
     config = {**base, "component_name": entry["component_name"]}
+    if "score_budget" in entry:
+        config["score_budget"] = entry["score_budget"]
+    elif config.get("score_budget", FULL) != FULL:
+        config = _without_budget(config)
     return _method(label, config, {"params": entry["params"]} if entry.get("params") else {})
+
+
+def _without_budget(config: dict[str, Any]) -> dict[str, Any]:
+    """The config, without the base's ``score_budget`` where a method scores no losses."""
+    plain = {key: value for key, value in config.items() if key != "score_budget"}
+    return config if split_config(plain, {}).deciding.scores_losses else plain
 
 
 def _method(label: str, config: dict[str, Any], component: dict[str, Any]) -> Method:
