@@ -64,6 +64,8 @@ def test_the_documented_schedule(capsys: pytest.CaptureFixture) -> None:
         "2 20-30 10 guided 0.7946 to 0.9946 the pool",
         "Scoring: 2 passes over 1,000 rows = 2,000 forward rows; training: 30 rows at 2 forwards each (lora). Choosing "
         "costs 3333% of the training's compute (97% of the whole run).",
+        "Note: scoring the whole pool at each decision costs 3333% of the training's FLOPs; score_budget: 0.1 would cost "
+        "10%, with losses that are estimated for the most part.",
         "How long that takes: --like RUN_DIR, an earlier run on this machine.",
     ]
 
@@ -117,6 +119,42 @@ def test_a_baseline_at_the_start_is_a_pass_at_the_start(capsys: pytest.CaptureFi
     lines = words(planned(capsys, changed(), "component.params.baseline=run_start"))
     assert lines[2].endswith("the pool")
     assert lines[3].endswith(" -")
+
+
+def test_a_budget_says_what_it_buys(capsys: pytest.CaptureFixture) -> None:
+    write_data(1000)
+    text = planned(capsys, changed(score_budget=0.5, update_step=100, update_times=4, finetuning_type="full"))
+    lines = words(text)
+    assert "0 0-10 10 warm-up (uniform) - the pool" in lines  # the initial losses of step 0
+    assert "1 10-110 100 first (uniform) - -" in lines
+    assert (
+        "score_budget 0.5: scoring costs at most 50.0% of the training's FLOPs, full scoring would cost 325%; losses that "
+        "are not measured are estimated. Initial losses are those of step 0 (baseline: run_start). That buys 615 forward "
+        "rows for 4 decisions, about 154 each."
+    ) in " ".join(text.split())
+    assert "initial losses of all 1,000 rows are not affordable" in text
+    assert "Note: scoring the whole pool" not in text
+
+
+def test_a_budget_that_affords_the_initial_losses_or_nothing(capsys: pytest.CaptureFixture) -> None:
+    write_data(100)
+    rich = planned(capsys, changed(score_budget=5, update_step=30, update_times=20))
+    assert "The initial losses of all 100 rows are measured first" in rich
+    poor = planned(capsys, changed(score_budget=0.05, update_step=10, update_times=2))
+    assert "fewer than 50 rows can be scored" in poor
+
+
+@pytest.mark.parametrize(("value", "said"), [(-1, "score_budget is -1"), ("tenth", "score_budget is 'tenth'")])
+def test_a_budget_that_is_none(value: Any, said: str) -> None:
+    write_data()
+    assert said in refused(changed(score_budget=value))
+
+
+def test_a_budget_for_a_method_that_scores_nothing() -> None:
+    write_data()
+    assert "measures no losses of the pool that it could limit" in refused(
+        changed(score_budget=0.1, component_name="random")
+    )
 
 
 def test_updates_until_the_end(capsys: pytest.CaptureFixture) -> None:

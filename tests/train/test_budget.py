@@ -21,8 +21,8 @@ from dataflex.core.errors import ConfigError
 from dataflex.core.plan import Schedule
 from dataflex.signals.estimate import spearman
 from dataflex.train.budgeted import FEWEST_ROWS
-from dataflex.train.budgeting import read_share, with_budget
 from dataflex.train.method import Method
+from dataflex.train.score_budget import read_share, with_budget
 
 POOL = make_pool(1500)
 SCHEDULE = Schedule(warmup_step=20, update_step=20, update_times=8)
@@ -188,8 +188,9 @@ def test_noise_is_not_followed(tmp_path: Path) -> None:
     assert any("rank rows that were left out with" in said and "uniform" in said for said in made.said)
 
 
-def test_too_small_a_budget_rests_on_what_training_shows(tmp_path: Path) -> None:
-    made = run(tmp_path, 0.005).begin()
+@pytest.mark.parametrize("share", [0.0, 0.005])
+def test_too_small_a_budget_rests_on_what_training_shows(tmp_path: Path, share) -> None:
+    made = run(tmp_path, share).begin()
     made.train()
     assert made.asked == []
     estimators = [line["scoring"]["budget"]["estimator"] for line in lines_of(made) if line["scoring"]]
@@ -321,12 +322,12 @@ def test_a_kill_in_a_panel_changes_nothing(tmp_path: Path) -> None:
 # settings
 
 
-@pytest.mark.parametrize(("value", "share"), [("full", None), (None, None), (0.1, 0.1), (2, 2.0)])
+@pytest.mark.parametrize(("value", "share"), [("full", None), (None, None), (0.1, 0.1), (2, 2.0), (0, 0.0)])
 def test_shares(value, share):
     assert read_share(value) == share
 
 
-@pytest.mark.parametrize("value", [0, -0.1, True, "0.1", "half", float("nan"), 101, [0.1]])
+@pytest.mark.parametrize("value", [-0.1, True, "0.1", "half", float("nan"), 101, [0.1]])
 def test_what_is_no_share(value):
     with pytest.raises(ConfigError, match="it must be full, or the share"):
         read_share(value)

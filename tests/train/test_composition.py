@@ -54,7 +54,6 @@ METHODS: dict[str, Method] = {
     "loss, every 2, and odm": Method(name="loss", selector=Loss(), every=2, mixer=mixed(ODM())),
     "length and mix": Method(name="length", selector=Length(), every=2, mixer=mixed(StaticMix(proportions="uniform"))),
     "select then mix": Method(name="loss", selector=Loss(), mixer=mixed(StaticMix()), mode="select_then_mix", keep=0.5),
-    "loss seen in training": Method(name="loss", selector=Loss(loss_source="reuse")),
     "order": Method(orders=ordered(Folding(layers=3))),
     "order over the run": Method(orders=ordered(Zigzag(layers=3, over="run"))),
     "order by the loss of training": Method(orders=ordered(Sorting(by="loss", loss_source="reuse"))),
@@ -202,8 +201,8 @@ def test_odm_is_given_the_losses_of_training_since_its_last_decision(tmp_path: P
     assert run.ledger.lines()[-2]["kind"] == "trained"
 
 
-def test_losses_seen_in_training_choose_without_a_pass(tmp_path: Path) -> None:
-    run = run_of(tmp_path, METHODS["loss seen in training"]).begin()
+def test_losses_seen_in_training_are_ranked_by_without_a_pass(tmp_path: Path) -> None:
+    run = run_of(tmp_path, METHODS["order by the loss of training"]).begin()
     trained = run.train()
     assert run.measured == []
     line = run.ledger.segments()[1]

@@ -82,11 +82,9 @@ def test_rows_that_were_joined_weigh_what_they_weigh_when_they_are_padded(tmp_pa
 
 def test_losses_seen_in_training_are_the_losses_of_the_rows(tmp_path: Path) -> None:
     """A learning rate of almost nothing: what training shows is what a pass over the pool would show."""
-    selector = Loss(loss_source="reuse")
+    order = Sorting(by="loss", loss_source="reuse")
     schedule = Schedule(warmup_step=4, update_step=2, update_times=1)
-    trainer = build(
-        "SFT", tmp_path / "a", sums(), selector=selector, schedule=schedule, learning_rate=1e-12, max_steps=6
-    )
+    trainer = build("SFT", tmp_path / "a", sums(), order=order, schedule=schedule, learning_rate=1e-12, max_steps=6)
     trainer.train()
     swept = build("SFT", tmp_path / "b", sums(), selector=Loss(), schedule=Schedule(update_step=1, update_times=1))
     swept.train()

@@ -25,7 +25,7 @@ from dataflex.cli.plan import check_first_quota, geometry_of, num_passes, pool_s
 from dataflex.cli.presets import PACKAGE_COMPONENTS
 from dataflex.core.errors import ConfigError, did_you_mean, shown
 from dataflex.ledger.files import write_atomic
-from dataflex.train.budgeting import FULL
+from dataflex.train.score_budget import FULL
 from dataflex.train.target import needing_target
 
 BUDGETS = ("steps", "compute", "both")

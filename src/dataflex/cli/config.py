@@ -15,8 +15,8 @@ from dataflex.cli.method_config import KINDS, MIXTURE_KEYS, PART_KEYS, read_meth
 from dataflex.cli.strict import build, checked, load_mapping, one_line
 from dataflex.core.errors import ConfigError, did_you_mean, shown
 from dataflex.core.plan import Schedule
-from dataflex.train.budgeting import read_share, with_budget
 from dataflex.train.method import Method
+from dataflex.train.score_budget import read_share, with_budget
 
 TRAIN_TYPES = ("static", "dynamic", *KINDS)
 RECORD_INTERVAL = 10  # optimizer steps of a segment where nothing chooses and update_step is left out

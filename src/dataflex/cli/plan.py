@@ -26,8 +26,8 @@ from dataflex.core.order import Geometry, micro_batches_per_pass
 from dataflex.core.plan import SegmentPlan
 from dataflex.core.segment import Progress
 from dataflex.train.budgeted import FEWEST_ROWS, PANEL_ROWS, SPENT_AHEAD
-from dataflex.train.budgeting import budget_sentence
 from dataflex.train.method import Method
+from dataflex.train.score_budget import budget_sentence
 
 # Signals that take a pass over the pool, and how many forwards of a row; None: all that training needs.
 PASSES: dict[str, float | None] = {

@@ -51,8 +51,9 @@ def select(
         what = "chooses nothing" if method.follows_host else "repeats what another run chose"
         raise ConfigError(f"{method.name} {what}; name another component_name to select with")
     if "training_loss" in method.selector.needs:
-        remedy = "set loss_source: sweep" if hasattr(method.selector, "loss_source") else "name another component_name"
-        raise ConfigError(f"{method.name} reads the losses of training, and nothing is trained; {remedy}")
+        raise ConfigError(
+            f"{method.name} reads the losses of training, and nothing is trained; name another component_name"
+        )
     from dataflex.integrations import llamafactory
     from dataflex.integrations.selected_file import file_bytes
     from dataflex.integrations.selecting import run_select

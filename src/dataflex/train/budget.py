@@ -91,7 +91,7 @@ class Budget:
             return Request(rows=None, why="initial pass", affordable=left)
         if at_start and self._compares:
             # The panel that all later ones are drawn from: a row must be scored twice to tell a fall.
-            affordable, most = min(max(3 / turns, FEWEST_ROWS * mean / max(left, 1e-9)), 1 / 3) * left, self._num_rows
+            affordable, most = min(max(3 / turns, FEWEST_ROWS * mean / max(left, 1.0)), 1 / 3) * left, self._num_rows
         else:
             affordable = left / turns
             # Saved up until it is worth a panel, but not beyond the last decision.

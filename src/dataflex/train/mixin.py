@@ -23,7 +23,7 @@ from dataflex.core.plan import Schedule, SegmentPlan
 from dataflex.ledger.files import out_of_space
 from dataflex.ledger.ledger import Ledger
 from dataflex.signals.cache import weights_digest
-from dataflex.train.budgeting import budget_sentence, full_share, make_budget
+from dataflex.train.budgeting import full_share, make_budget
 from dataflex.train.callback import AfterStep, EpochCounter
 from dataflex.train.chain import SegmentChain, draw_like_a_stock_loader, host_order
 from dataflex.train.checkpoint import newest_complete_checkpoint
@@ -43,6 +43,7 @@ from dataflex.train.python_api import (
 )
 from dataflex.train.ranks import Ranks, load_cpu_checkpoints_by_index
 from dataflex.train.refuse import refuse_model, refuse_stream, refuse_trainer, refuse_unsupported
+from dataflex.train.score_budget import budget_sentence
 from dataflex.train.settings import (
     Settings,
     check_quotas,

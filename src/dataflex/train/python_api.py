@@ -16,9 +16,9 @@ from dataflex.algorithms.combine import Part
 from dataflex.algorithms.select.static import Static
 from dataflex.core.plan import Schedule
 from dataflex.ledger.ledger import Ledger
-from dataflex.train.budgeting import read_share, with_budget
 from dataflex.train.method import Method
 from dataflex.train.pool import read_pool
+from dataflex.train.score_budget import read_share, with_budget
 from dataflex.train.settings import Settings
 from dataflex.train.target import Target, read_target
 

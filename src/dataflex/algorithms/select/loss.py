@@ -27,8 +27,7 @@ class Loss(SelectorBase):
         quantiles: (q1, q2), 0 < q1 < q2 < 1.
         temperature: > 0; large values approach a uniform draw over the scored rows.
         replacement: allow a row to be drawn twice.
-        loss_source: losses are measured before each decision (``sweep``), or those seen when each row was last trained
-            (``reuse``), which costs no pass; rows never trained weigh 1.
+        cache_dir: where initial losses are kept for other runs of the same model and data; read under a budget.
 
     Raises:
         ConfigError: a parameter out of range.
@@ -41,8 +40,9 @@ class Loss(SelectorBase):
     quantiles: tuple[float, float] = (0.33, 0.66)
     temperature: float = 1.0
     replacement: bool = False
-    loss_source: Literal["sweep", "reuse"] = "sweep"
+    cache_dir: str | None = None
 
+    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
     source: ClassVar[str] = "DataFlex loss selector"
 
     def __post_init__(self) -> None:
@@ -51,25 +51,16 @@ class Loss(SelectorBase):
         require_range("temperature", self.temperature, above=0)
         require_quantile_pair("quantiles", self.quantiles, at_ends=False)
 
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({self._signal})
-
-    @property
-    def _signal(self) -> str:
-        return "loss" if self.loss_source == "sweep" else "training_loss"
-
     def init(self, pool: PoolInfo) -> State:
-        return {} if self.loss_source == "sweep" else {"trainable_N": pool.trainable_N}
+        return {}
 
     def select(
         self, state: State, signals: Signals, quota: int, progress: Progress, rng: np.random.Generator
     ) -> tuple[Selection, State]:
-        losses_N = np.asarray(signals[self._signal], dtype=np.float64)
+        losses_N = np.asarray(signals["loss"], dtype=np.float64)
         scored_N = np.isfinite(losses_N)
         num_scored = int(scored_N.sum())
-        drawable_N = scored_N if self.loss_source == "sweep" else state["trainable_N"]
-        weights_N, notes, warnings = drawable_N.astype(np.float64), {}, ()
+        weights_N, notes, warnings = scored_N.astype(np.float64), {}, ()
         if num_scored < 3:
             warnings = (f"only {num_scored} samples could be scored, too few for three bands: this draw is uniform",)
         else:
@@ -92,7 +83,7 @@ class Loss(SelectorBase):
         selection = Selection(
             rows_Q=draw(weights_N, quota, rng, replacement=self.replacement),
             decision="uniform" if warnings else "guided",
-            columns_N={self._signal: signals[self._signal], "weight": weights_N},
+            columns_N={"loss": signals["loss"], "weight": weights_N},
             notes={"num_scored": num_scored, "num_unscored": len(losses_N) - num_scored, **notes},
             warnings=warnings,
         )
