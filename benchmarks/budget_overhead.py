@@ -1,9 +1,10 @@
 """What Delta Loss under a scoring budget adds to the time of a run, against the stock trainer and full scoring.
 
-python -m benchmarks.budget_overhead [--device cpu|cuda] [--shape smollm2|llama-1b] [--rows 480] [--pairs 3] [--full]
+python -m benchmarks.budget_overhead [--device cpu|cuda] [--shape smollm2|llama-1b] [--rows 480] [--tokens 250]
+    [--pairs 3] [--full]
 
 A model of random weights in the shape of SmolLM2-135M or of a Llama of 1B, LoRA of rank 16 on all linear layers, rows
-of two to three hundred tokens with labels on their second half, one pass in ten decisions. Stock and dynamic runs in
+with labels on their second half, one pass in ten decisions. Stock and dynamic runs in
 turn in one process, the same number of steps; printed is the ratio of their times, with what the ledger says of the
 scoring.
 """
@@ -105,13 +106,14 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shape", choices=SHAPES, default="smollm2")
     parser.add_argument("--rows", type=int, default=480)
+    parser.add_argument("--tokens", type=int, default=250, help="of a row on average")
     parser.add_argument("--budget", type=float, default=0.1)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="one run with full scoring as well")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     rng = np.random.default_rng(0)
-    lengths = rng.integers(200, 300, args.rows)
+    lengths = rng.integers(args.tokens * 4 // 5, args.tokens * 6 // 5, args.rows)
     rows = Labelled([rng.integers(3, SHAPES[args.shape]["vocab_size"], n).tolist() for n in lengths])
     found: dict[str, Any] = {"stock": [], "budget": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +127,8 @@ def main() -> None:
     ratios = [b["seconds"] / s["seconds"] for s, b in zip(found["stock"], found["budget"], strict=True)]
     told, stock = found["budget"][-1], statistics.median(s["seconds"] for s in found["stock"])
     print(
-        f"{args.shape} on {args.device}, {args.rows} rows: stock {stock:.1f} s; score_budget {args.budget:g} takes x "
+        f"{args.shape} on {args.device}, {args.rows} rows of {args.tokens} tokens: stock {stock:.1f} s; "
+        f"score_budget {args.budget:g} takes x "
         f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}, {args.pairs} pairs); of it choosing "
         f"{told['choosing']:.1f} s: scoring {told['rows']} rows {told['scoring']:.1f} s, estimating "
         f"{told['estimating']:.1f} s"

@@ -141,7 +141,7 @@ def test_a_budget_that_affords_the_initial_losses_or_nothing(capsys: pytest.Capt
     rich = planned(capsys, changed(score_budget=5, update_step=30, update_times=20))
     assert "The initial losses of all 100 rows are measured first" in rich
     poor = planned(capsys, changed(score_budget=0.05, update_step=10, update_times=2))
-    assert "fewer than 50 rows can be scored" in poor
+    assert "fewer than 16 rows can be scored" in poor
 
 
 @pytest.mark.parametrize(("value", "said"), [(-1, "score_budget is -1"), ("tenth", "score_budget is 'tenth'")])

@@ -250,6 +250,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in named}
 
 
+@pytest.mark.long
 def test_a_killed_evaluation_goes_on_and_says_the_same(config, tmp_path: Path) -> None:
     """SIGKILL in the middle of the answers."""
     (tmp_path / "qa.json").write_text(json.dumps(make_rows(60)))

@@ -49,6 +49,7 @@ def full_run(request, config, tmp_path: Path) -> tuple[Path, dict]:
     return train(settings, tmp_path), settings
 
 
+@pytest.mark.long
 def test_resume_from_any_checkpoint_ends_with_the_same_weights(full_run, tmp_path: Path) -> None:
     full, settings = full_run
     steps = range(1, NUM_STEPS) if settings["dataloader_num_workers"] == 0 else (3, 4, 7, 11)
@@ -59,6 +60,7 @@ def test_resume_from_any_checkpoint_ends_with_the_same_weights(full_run, tmp_pat
         assert decisions(full) == decisions(run), f"resumed from step {step}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("component", ["random", "loss", "static", "longest"])
 def test_every_kind_of_method_resumes(config, tmp_path: Path, component: str) -> None:
     settings = config(output_dir=str(tmp_path / "full"), component_name=component, **EVERY_CHECKPOINT)
@@ -172,6 +174,7 @@ def test_other_versions_are_refused_by_name_unless_the_user_lets_them(
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "error",
     [

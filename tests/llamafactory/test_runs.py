@@ -28,6 +28,7 @@ def test_overwriting_moves_the_old_record_aside(config, tmp_path: Path) -> None:
     assert (run / "dataflex" / "ledger.jsonl").read_bytes() != old
 
 
+@pytest.mark.long
 def test_checkpoints_of_an_earlier_run_in_the_directory_are_never_resumed(config, tmp_path: Path, capsys) -> None:
     settings = config(save_strategy="steps", save_steps=3)
     run = train(settings, tmp_path)
@@ -42,6 +43,7 @@ def test_checkpoints_of_an_earlier_run_in_the_directory_are_never_resumed(config
     assert "the run starts again" in said
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_an_abandoned_branch_is_not_resumed(config, tmp_path: Path, capsys) -> None:
     """Resumed from an early checkpoint, killed, started again: the old branch's later checkpoint still lies there."""
     settings = config(save_strategy="steps", save_steps=1, num_train_epochs=2.0)

@@ -128,6 +128,7 @@ def test_llamafactory_itself_resumes_no_reward_model_with_an_adapter(config, sta
         train_stock({**run, "resume_from_checkpoint": f"{run['output_dir']}/checkpoint-4"})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in STAGES if name != "rm"])
 def test_a_run_of_a_stage_resumes_bitwise(config, stage_data: Path, tmp_path: Path, name: str) -> None:
     saving = {"save_strategy": "steps", "save_steps": 4, "per_device_train_batch_size": 2}

@@ -407,6 +407,7 @@ def test_features_serve_other_targets(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.similarities_NxG, -before, atol=1e-5)
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dataflex.signals.collect.BLOCK_ROWS", 16)
     model, optimizer = trained()

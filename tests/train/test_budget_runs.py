@@ -82,6 +82,7 @@ def test_measured_rows_have_the_models_own_losses(tmp_path: Path) -> None:
     np.testing.assert_allclose(columns_N["loss"][scored_N], np.array(expected)[scored_N], rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("selector", [DeltaLoss(), Loss()], ids=["delta_loss", "loss"])
 def test_a_killed_run_goes_on_to_the_bit(tmp_path: Path, selector: Any) -> None:
     def run(folder: str) -> Any:

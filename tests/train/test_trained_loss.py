@@ -414,6 +414,7 @@ def test_a_column_sends_nothing_and_waits_for_nothing(monkeypatch: pytest.Monkey
     handle.remove()
 
 
+@pytest.mark.long
 def test_a_compiled_model_is_weighed_as_it_is_uncompiled(tmp_path: Path) -> None:
     weigher = [Focal(), LossWeigher(scope="window"), Column()]
     compiled = {"torch_compile": True, "torch_compile_backend": "eager"}

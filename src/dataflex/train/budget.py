@@ -17,7 +17,16 @@ from dataflex.core.seeds import segment_rng
 from dataflex.core.segment import Progress
 from dataflex.signals.estimate import Estimate, Observations, estimate, smooth
 from dataflex.signals.flops import Flops
-from dataflex.train.budgeted import CACHED, FEWEST_ROWS, MOST_ROWS, PANEL_ROWS, SPENT_AHEAD, Budgeted, Request
+from dataflex.train.budgeted import (
+    CACHED,
+    FEWEST_ROWS,
+    FIRST_ROWS,
+    MOST_ROWS,
+    PANEL_ROWS,
+    SPENT_AHEAD,
+    Budgeted,
+    Request,
+)
 from dataflex.train.pool import Pool
 
 # Decisions after which a loss weighs half, and beyond which what training showed is no longer used: where each row is
@@ -91,7 +100,7 @@ class Budget:
             return Request(rows=None, why="initial pass", affordable=left)
         if at_start and self._compares:
             # The panel that all later ones are drawn from: a row must be scored twice to tell a fall.
-            affordable, most = min(max(3 / turns, FEWEST_ROWS * mean / max(left, 1.0)), 1 / 3) * left, self._num_rows
+            affordable, most = min(max(3 / turns, FIRST_ROWS * mean / max(left, 1.0)), 1 / 3) * left, self._num_rows
         else:
             affordable = left / turns
             # Saved up until it is worth a panel, but not beyond the last decision.
@@ -245,7 +254,7 @@ class Budget:
         elif self._compares and not of_start:
             base_N, half_life = self._guess_N.astype(np.float64), PAIRED_HALF_LIFE
             fall_N = self._free_fall(progress, board)
-            if len(self._panels["rows"]) == 0:  # nothing was ever scored: the levels are all there is
+            if not (self._panels["steps"] > 0).any():  # no row was scored twice: the levels are all there is
                 return (None if fall_N is None else _free(-fall_N)), base_N
             if fall_N is not None:
                 features_NxF = np.hstack([features_NxF, fall_N[:, None].astype(np.float32)])

@@ -10,8 +10,9 @@ import numpy as np
 
 BUDGET = "budget."  # prefix in a checkpoint
 # Rows of a panel: fewer tell too little, so that the share of several decisions is saved up; where the initial losses
-# are not known, more tell hardly anything (score_budget study, section 3).
-FEWEST_ROWS, MOST_ROWS = 25, 500
+# are not known, more tell hardly anything. The panel of step 0 has FIRST_ROWS at least, where a third of the budget
+# affords them.
+FEWEST_ROWS, MOST_ROWS, FIRST_ROWS = 8, 500, 25
 PANEL_ROWS = 100  # of each decision that an initial pass must leave affordable
 SPENT_AHEAD = (
     0.75  # most of the budget that an initial pass may take: the rows drawn later may be shorter than expected
