@@ -64,8 +64,8 @@ def test_the_documented_schedule(capsys: pytest.CaptureFixture) -> None:
         "2 20-30 10 guided 0.7946 to 0.9946 the pool",
         "Scoring: 2 passes over 1,000 rows = 2,000 forward rows; training: 30 rows at 2 forwards each (lora). Choosing "
         "costs 3333% of the training's compute (97% of the whole run).",
-        "Note: scoring the whole pool at each decision costs 3333% of the training's FLOPs; score_budget: 0.1 would cost "
-        "10%, with losses that are estimated for the most part.",
+        "Note: scoring the whole pool at each decision costs 3333% of the training's FLOPs; score_budget: 0.1 would "
+        "cost 10%, with losses that are estimated for the most part.",
         "How long that takes: --like RUN_DIR, an earlier run on this machine.",
     ]
 
@@ -128,8 +128,8 @@ def test_a_budget_says_what_it_buys(capsys: pytest.CaptureFixture) -> None:
     assert "0 0-10 10 warm-up (uniform) - the pool" in lines  # the initial losses of step 0
     assert "1 10-110 100 first (uniform) - -" in lines
     assert (
-        "score_budget 0.5: scoring costs at most 50.0% of the training's FLOPs, full scoring would cost 325%; losses that "
-        "are not measured are estimated. Initial losses are those of step 0 (baseline: run_start). That buys 615 forward "
+        "score_budget 0.5: scoring costs at most 50.0% of the training's FLOPs, full scoring would cost 325%; losses "
+        "that are not measured are estimated. Initial losses are those of step 0 (baseline: run_start). That buys 615 forward "
         "rows for 4 decisions, about 154 each."
     ) in " ".join(text.split())
     assert "initial losses of all 1,000 rows are not affordable" in text

@@ -25,7 +25,7 @@ from dataflex.core.errors import ConfigError, shown
 from dataflex.core.order import Geometry, micro_batches_per_pass
 from dataflex.core.plan import SegmentPlan
 from dataflex.core.segment import Progress
-from dataflex.train.budgeted import FEWEST_ROWS, PANEL_ROWS, SPENT_AHEAD
+from dataflex.train.budgeted import FEWEST_ROWS, PANEL_ROWS
 from dataflex.train.method import Method
 from dataflex.train.score_budget import budget_sentence
 
@@ -283,7 +283,7 @@ def _print_budget(
     )
     if pool.num_rows is None:
         return
-    if pool.num_rows <= SPENT_AHEAD * affordable - PANEL_ROWS * (turns - 1):
+    if pool.num_rows <= affordable - PANEL_ROWS * (turns - 1):
         console.print(
             f"The initial losses of all {pool.num_rows:,} rows are measured first (or read from cache_dir).",
             highlight=False,

@@ -3,7 +3,7 @@ was spent. Rank 0 holds it; everything that it knows is saved with a checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from dataflex.core.errors import ConfigError
 from dataflex.core.panel import choose_panel
 from dataflex.core.plan import SegmentPlan
 from dataflex.core.seeds import segment_rng
-from dataflex.core.segment import Progress
+from dataflex.core.segment import Progress, Segment
 from dataflex.signals.estimate import Estimate, Observations, estimate, smooth
 from dataflex.signals.flops import Flops
 from dataflex.train.budgeted import (
@@ -23,7 +23,6 @@ from dataflex.train.budgeted import (
     FIRST_ROWS,
     MOST_ROWS,
     PANEL_ROWS,
-    SPENT_AHEAD,
     Budgeted,
     Request,
 )
@@ -50,6 +49,7 @@ class Budget:
         needs_loss: whether a decision asks for losses.
         features: text features of the pool, shape (N, F); asked for when the first estimate is made.
         strata_N: group of each row, of which a panel has its share.
+        replacement: the method may draw a row several times for one segment.
     """
 
     def __init__(
@@ -65,12 +65,16 @@ class Budget:
         flops: Flops,
         features: Callable[[], np.ndarray],
         strata_N: np.ndarray,
+        replacement: bool = False,
     ) -> None:
         self.share, self._compares, self._needs_loss = share, compares, needs_loss
         self._plan, self._global_batch, self._seed, self._strata_N = plan, global_batch, seed, strata_N
         self._trainable_N = pool.info.trainable_N
         tokens_N = pool.info.num_tokens_N
         self._scoring_N, self._training_N = flops.forward(tokens_N), flops.training(tokens_N)
+        # Of training the 0, 1, 2 ... cheapest rows once.
+        self._cheapest_M = np.concatenate([[0.0], np.cumsum(np.sort(self._training_N[self._trainable_N]))])
+        self._replacement = replacement
         self._read_features, self._features_NxF = features, None
         self._num_rows = len(pool)
         self.reset()
@@ -90,14 +94,16 @@ class Budget:
 
     def request(self, progress: Progress, times_trained_N: np.ndarray) -> Request:
         """Rows to score for this decision, given how often each row was trained."""
-        left = self.allowance(progress, times_trained_N) - self._spent["flops"]
+        expected, sure = self.allowances(progress, times_trained_N)
+        left, most_now = expected - self._spent["flops"], sure - self._spent["flops"]
         scorable = np.flatnonzero(self._trainable_N)
         mean, turns = float(self._scoring_N[scorable].mean()), self._turns(progress)
         at_start = progress.step == 0
         if at_start and self._knows_initial:
-            return Request(rows=np.zeros(0, np.int64), why=CACHED, affordable=left)
-        if at_start and self._scoring_N[scorable].sum() <= SPENT_AHEAD * left - PANEL_ROWS * (turns - 1) * mean:
-            return Request(rows=None, why="initial pass", affordable=left)
+            return Request(rows=np.zeros(0, np.int64), why=CACHED, affordable=most_now)
+        everything = float(self._scoring_N[scorable].sum())
+        if at_start and everything <= min(most_now, left - PANEL_ROWS * (turns - 1) * mean):
+            return Request(rows=None, why="initial pass", affordable=most_now)
         if at_start and self._compares:
             # The panel that all later ones are drawn from: a row must be scored twice to tell a fall.
             affordable, most = min(max(3 / turns, FIRST_ROWS * mean / max(left, 1.0)), 1 / 3) * left, self._num_rows
@@ -106,6 +112,7 @@ class Budget:
             # Saved up until it is worth a panel, but not beyond the last decision.
             affordable = max(affordable, min(left, FEWEST_ROWS * mean))
             most = self._num_rows if self._knows_initial else MOST_ROWS
+        affordable = min(affordable, most_now)
         paired = self._compares and not self._knows_initial and not at_start
         candidates = np.flatnonzero(np.isfinite(self._initial_N)) if paired else scorable
         rows = choose_panel(
@@ -118,7 +125,7 @@ class Budget:
             rng=segment_rng(self._seed, progress.segment, "panel"),
         )
         if len(rows) < min(FEWEST_ROWS, len(candidates)) or len(rows) == 0:
-            return Request(rows=np.zeros(0, np.int64), why="free levels", affordable=left)
+            return Request(rows=np.zeros(0, np.int64), why="free levels", affordable=affordable)
         return Request(rows=rows, why="panel", affordable=affordable)
 
     def know(self, cached_N: np.ndarray | None) -> None:
@@ -126,17 +133,34 @@ class Budget:
         if cached_N is not None and not self._knows_initial:
             self._initial_N, self._knows_initial = np.asarray(cached_N, dtype=np.float32), True
 
-    def allowance(self, progress: Progress, times_trained_N: np.ndarray) -> float:
-        """FLOPs that may have been spent by the end of the present cycle.
+    def allowances(self, progress: Progress, times_trained_N: np.ndarray) -> tuple[float, float]:
+        """FLOPs that may have been spent by the end of the present cycle: as expected, and for sure.
 
-        Rows to come are taken to cost what the pool's or, where those were shorter, the trained ones cost on average.
+        Rows to come are expected to cost what the pool's or, where those were shorter, the trained ones cost on
+        average; for sure, each segment costs at least what its quota of the pool's cheapest rows does.
         """
         done = float(times_trained_N @ self._training_N)
         mean = float(self._training_N[self._trainable_N].mean())
         if times_trained_N.any():
             mean = min(mean, done / float(times_trained_N.sum()))
-        steps = self._cycle_stop(progress) - progress.step
-        return self.share * (done + steps * self._global_batch * mean)
+        stop = self._cycle_stop(progress)
+        least = sum(self._least(segment.num_steps * self._global_batch) for segment in self._segments(progress, stop))
+        expected = (stop - progress.step) * self._global_batch * mean
+        return self.share * (done + expected), self.share * (done + least)
+
+    def _least(self, quota: int) -> float:
+        """Least that training so many rows can cost; drawn with replacement, all may be the cheapest one."""
+        if self._replacement:
+            return quota * float(self._cheapest_M[1])
+        passes, rest = divmod(quota, len(self._cheapest_M) - 1)
+        return passes * float(self._cheapest_M[-1]) + float(self._cheapest_M[rest])
+
+    def _segments(self, progress: Progress, stop: int) -> Iterator[Segment]:
+        step = progress.step
+        while step < stop:
+            segment = self._plan.segment_at(step)
+            yield segment
+            step = segment.stop
 
     def _cycle_stop(self, progress: Progress) -> int:
         cycle = self._plan.steps_per_cycle
@@ -145,11 +169,8 @@ class Budget:
 
     def _turns(self, progress: Progress) -> int:
         """Decisions of the cycle that ask for losses, from this one on."""
-        step, stop, turns = progress.step, self._cycle_stop(progress), 0
-        while step < stop:
-            segment = self._plan.segment_at(step)
-            turns += self._needs_loss(self._plan.progress(segment))
-            step = segment.stop
+        segments = self._segments(progress, self._cycle_stop(progress))
+        turns = sum(self._needs_loss(self._plan.progress(segment)) for segment in segments)
         return max(1, turns)
 
     @property

@@ -14,9 +14,6 @@ BUDGET = "budget."  # prefix in a checkpoint
 # affords them.
 FEWEST_ROWS, MOST_ROWS, FIRST_ROWS = 8, 500, 25
 PANEL_ROWS = 100  # of each decision that an initial pass must leave affordable
-SPENT_AHEAD = (
-    0.75  # most of the budget that an initial pass may take: the rows drawn later may be shorter than expected
-)
 CACHED = "cached initial losses"
 
 

@@ -52,6 +52,7 @@ def make_budget(
         seed=seed,
         flops=flops_of(trainer.model, has_reference=scores_own_loss(trainer)),
         features=lambda: _features(trainer.train_dataset, pool, sources, cache, collate),
+        replacement=method.replacement,
         strata_N=sources.codes_N if sources is not None else np.zeros(len(pool), dtype=np.int64),
     )
 
