@@ -129,8 +129,8 @@ def test_a_budget_says_what_it_buys(capsys: pytest.CaptureFixture) -> None:
     assert "1 10-110 100 first (uniform) - -" in lines
     assert (
         "score_budget 0.5: scoring costs at most 50.0% of the training's FLOPs, full scoring would cost 325%; losses "
-        "that are not measured are estimated. Initial losses are those of step 0 (baseline: run_start). That buys 615 forward "
-        "rows for 4 decisions, about 154 each."
+        "that are not measured are estimated. Initial losses are those of step 0 (baseline: run_start). That buys 615 "
+        "forward rows for 4 decisions, about 154 each."
     ) in " ".join(text.split())
     assert "initial losses of all 1,000 rows are not affordable" in text
     assert "Note: scoring the whole pool" not in text

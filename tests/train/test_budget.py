@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("sklearn")
 
-from dataflex.algorithms.base import PoolInfo
+from dataflex.algorithms.base import PoolInfo, Selection, SelectorBase
 from dataflex.algorithms.select.delta_loss import DeltaLoss
 from dataflex.algorithms.select.loss import Loss
 from dataflex.algorithms.select.random import Random
@@ -29,6 +29,18 @@ from dataflex.train.score_budget import read_share, with_budget
 POOL = make_pool(1500)
 SCHEDULE = Schedule(warmup_step=20, update_step=20, update_times=8)
 LOSSES = falling(POOL)
+
+
+class KilledError(Exception):
+    """The end of a process."""
+
+
+def _killed_at(step: int) -> Any:
+    def after(now: int) -> None:
+        if now == step:
+            raise KilledError
+
+    return after
 
 
 def method(selector: Any = None, share: float | None = 0.3) -> Method:
@@ -275,9 +287,6 @@ def test_a_resumed_run_decides_the_same(tmp_path: Path, selector, cached, step) 
     first = run(tmp_path / "cut", **options).begin()
     saved: list[Path] = []
 
-    class KilledError(Exception):
-        pass
-
     def after(now: int) -> None:
         if now == step:
             saved.append(first.save(now))
@@ -303,9 +312,6 @@ def test_a_line_on_record_is_taken_over_with_all_it_says(tmp_path: Path) -> None
     trained = whole.train()
     first = run(tmp_path / "cut").begin()
 
-    class KilledError(Exception):
-        pass
-
     saved: list[Path] = []
 
     def after(now: int) -> None:
@@ -328,9 +334,6 @@ def test_a_kill_in_a_panel_changes_nothing(tmp_path: Path) -> None:
     first = run(tmp_path / "cut").begin()
     saved: list[Path] = []
     measure = first.curator._measure
-
-    class KilledError(Exception):
-        pass
 
     def killed_at_60(name: str, progress: Any, rows: Any) -> Any:
         if progress.step == 60:
@@ -369,3 +372,44 @@ def test_a_budget_takes_the_losses_of_the_start():
     assert method(DeltaLoss(), 0.1).selector == DeltaLoss(baseline="run_start")
     assert method(DeltaLoss(), None).selector == DeltaLoss()
     assert replace(method(Loss(), 0.1), score_budget=None) == Method(name="loss", selector=Loss())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Half(SelectorBase):
+    """Draws the highest losses of every second row, and asks for those alone."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
+    limits_passes: ClassVar[bool] = True
+
+    def candidates(self, state, signals, quota, progress, rng):
+        return np.arange(0, len(state["trainable_N"]), 2), state
+
+    def select(self, state, signals, quota, progress, rng):
+        losses_N = np.where(np.isfinite(signals["loss"]), signals["loss"], -np.inf)
+        return Selection(rows_Q=np.argsort(-losses_N, kind="stable")[:quota], decision="guided"), state
+
+
+def test_a_method_that_limits_its_passes_is_not_asked_for_other_rows(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", selector=Half()).begin()
+    trained = whole.train()
+    assert whole.asked
+    assert all((rows % 2 == 0).all() for rows in whole.asked)
+    assert all(row % 2 == 0 for rows in trained[SCHEDULE.warmup_step :] for row in rows)
+    line = lines_of(whole)[-1]
+    columns_N = whole.ledger.signals_of(line)
+    assert np.isfinite(columns_N["loss"][columns_N["scored"]]).all()
+    assert np.isnan(columns_N["loss"][1::2]).all()
+    scored, flops = spent_and_trained(whole)
+    assert scored <= 0.3 * flops
+
+
+def test_a_line_of_step_0_is_kept_though_a_cache_has_come_since(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole").begin()
+    trained = whole.train()
+    first = run(tmp_path / "cut").begin()
+    with pytest.raises(KilledError):
+        first.train(after_step=_killed_at(3))
+    first.ledger.unlock()
+    again = run(tmp_path / "cut", cached_N=LOSSES(0)).begin()
+    assert again.train() == trained
+    assert decisions(again.ledger) == decisions(whole.ledger)

@@ -158,6 +158,7 @@ def summary(record: Record, total: Tally) -> dict[str, Any]:
 
 
 LINE_KEYS = ("kind", "segment", "start", "stop", "decision", "num_rows", "num_distinct_rows", "window", "warnings")
+BUDGET_KEYS = ("rank_correlation", "window_hit")  # of estimates under a scoring budget
 NOTE_KEYS = ("num_scored", "num_unscored", "num_improved", "num_from_window", "planned_window", "window_state", "tau")
 
 
@@ -172,9 +173,11 @@ def line_content(line: Mapping[str, Any], in_force: bool) -> dict[str, Any]:
     if line["kind"] != "segment":
         return {key: line[key] for key in ("kind", "step", "from_segment", "reason") if key in line}
     notes, scoring = mapping(line.get("notes")), mapping(line.get("scoring"))
+    budget = mapping(scoring.get("budget"))
     return {
         **{key: line.get(key) for key in LINE_KEYS},
         **{key: notes[key] for key in NOTE_KEYS if key in notes},
+        **{key: budget[key] for key in BUDGET_KEYS if key in budget},
         "source": scoring.get("source"),
         "scored_rows": scoring.get("num_rows"),
         "scored_tokens": scoring.get("num_tokens"),

@@ -92,8 +92,15 @@ class Budget:
 
     # what to score
 
-    def request(self, progress: Progress, times_trained_N: np.ndarray) -> Request:
-        """Rows to score for this decision, given how often each row was trained."""
+    def request(
+        self, progress: Progress, times_trained_N: np.ndarray, candidates_R: np.ndarray | None = None
+    ) -> Request:
+        """Rows to score for this decision.
+
+        Args:
+            times_trained_N: how often each row was trained.
+            candidates_R: rows that the method limits the decision to; None: all.
+        """
         expected, sure = self.allowances(progress, times_trained_N)
         left, most_now = expected - self._spent["flops"], sure - self._spent["flops"]
         scorable = np.flatnonzero(self._trainable_N)
@@ -102,7 +109,7 @@ class Budget:
         if at_start and self._knows_initial:
             return Request(rows=np.zeros(0, np.int64), why=CACHED, affordable=most_now)
         everything = float(self._scoring_N[scorable].sum())
-        if at_start and everything <= min(most_now, left - PANEL_ROWS * (turns - 1) * mean):
+        if at_start and candidates_R is None and everything <= min(most_now, left - PANEL_ROWS * (turns - 1) * mean):
             return Request(rows=None, why="initial pass", affordable=most_now)
         if at_start and self._compares:
             # The panel that all later ones are drawn from: a row must be scored twice to tell a fall.
@@ -115,6 +122,8 @@ class Budget:
         affordable = min(affordable, most_now)
         paired = self._compares and not self._knows_initial and not at_start
         candidates = np.flatnonzero(np.isfinite(self._initial_N)) if paired else scorable
+        if candidates_R is not None:
+            candidates = np.intersect1d(candidates, candidates_R)
         rows = choose_panel(
             candidates,
             self._strata_N,

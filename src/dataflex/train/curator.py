@@ -187,7 +187,8 @@ class Curator:
         budgeted: dict[str, Any] = {}  # what the budget says of this decision
         cached_N = self._cached_losses(progress) if self._budget is not None and progress.step == 0 else None
         if self._budget is not None and self.ranks.is_main:
-            self._budget.know(cached_N)
+            if self._former.in_force(segment.index) is None:  # else the record says what was known
+                self._budget.know(cached_N)
             self._budget.watch(progress, self._shown.board)
         kept = self.ranks.from_main(lambda: sorted(self._former.signals(self._former.in_force(segment.index))))
         rows_R: np.ndarray | None = None  # those that dear signals are limited to
@@ -246,7 +247,7 @@ class Curator:
         """
         budget = self._budget
         assert budget is not None
-        request = self.ranks.from_main(lambda: budget.request(progress, self._times_trained_N))
+        request = self.ranks.from_main(lambda: budget.request(progress, self._times_trained_N, rows_R))
         measured = None
         if request.rows is None or len(request.rows):
             measured = self._measure("loss", progress, request.rows)

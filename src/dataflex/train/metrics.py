@@ -12,6 +12,7 @@ from dataflex.ledger.groups import Groups
 
 PREFIX = "dataflex/"
 LEVELS = ("0.05", "0.25", "0.5", "0.75", "0.95")  # of the quantiles that a ledger line keeps
+ESTIMATE = ("rank_correlation", "window_overlap", "window_hit")  # what a ledger line says of estimated losses
 SPREAD = ("loss", "delta")  # columns whose mean and quantiles are logged
 
 
@@ -46,6 +47,8 @@ def metrics(
         values["scoring_seconds"] = scoring["seconds"]
         if scoring["source"] == "measured":
             values["scoring_tokens_per_s"] = scoring["tokens_per_s"]
+        budget = scoring.get("budget", {})
+        values |= {f"estimate_{name}": budget[name] for name in ESTIMATE if budget.get(name) is not None}
     for name in SPREAD:
         if name in line["quantiles"]:
             column_N = columns_N[name].astype(np.float64)

@@ -90,6 +90,9 @@ function decisionLine(line) {
   if (isNumber(line.num_improved))
     parts.push(say("num improved", { num: whole(line.num_improved), all: whole(line.num_scored) }));
   if (isNumber(line.num_from_window)) parts.push(say("num inside", { num: whole(line.num_from_window) }));
+  if (isNumber(line.rank_correlation))
+    parts.push(say("losses estimated", { rho: fixed(line.rank_correlation, 2) }));
+  if (isNumber(line.window_hit)) parts.push(say("expected inside", { share: percent(line.window_hit) }));
   if (line.window_state && line.window_state !== "planned") parts.push(say(`state ${line.window_state}`));
   return parts.join(" · ");
 }
