@@ -1,4 +1,4 @@
-"""Gradients, embeddings, references and anchors on two gloo ranks: what one rank measures, chooses and trains."""
+"""Gradients, embeddings, references, anchors, estimates on two gloo ranks: what one measures, chooses and trains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataflex.ledger.ledger import Ledger
 
 pytestmark = pytest.mark.long
 
-METHODS = ("less", "cluster_less and adapt", "tsds", "rho_loss and rho1", "infobatch")
+METHODS = ("less", "cluster_less and adapt", "tsds", "rho_loss and rho1", "infobatch", "delta_loss in a budget")
 
 
 @pytest.fixture(scope="module", params=METHODS)

@@ -30,6 +30,7 @@ from dataflex import (
     Adapt,
     ClusterLess,
     Column,
+    DeltaLoss,
     Focal,
     InfoBatch,
     Less,
@@ -47,6 +48,7 @@ from dataflex.signals.loss import LossSignal
 from dataflex.train.indexed import SAMPLE_IDS
 from dataflex.train.method import Method
 from dataflex.train.mixin import dynamic
+from dataflex.train.score_budget import with_budget
 from dataflex.train.settings import Settings
 from dataflex.train.target import read_target
 
@@ -82,6 +84,7 @@ TOGETHER = {
         weighers=(Part(name="rho1", method=Rho1(reference="../reference", keep=0.5)),),
     ),
     "infobatch": Method(name="infobatch", selector=InfoBatch()),
+    "delta_loss in a budget": with_budget(Method(name="delta_loss", selector=DeltaLoss()), 0.8),
 }
 WITH_TARGET = ("less", "cluster_less and adapt", "tsds")
 

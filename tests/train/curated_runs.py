@@ -193,7 +193,7 @@ class Run:
             flops=Flops(weights=1000, attention=0, trained_share=1.0),
             features=lambda: features_of(self.pool),
             strata_N=np.arange(size) % 2,
-            replacement=method.replacement,
+            repeats=method.replacement or method.mixer is not None,
         )
 
     def begin(self, checkpoint: Path | None = None, fingerprint: dict[str, Any] | None = None, **options: Any) -> Run:

@@ -241,9 +241,11 @@ def _print_cost(
         ("gradient", " (forward and backward), target rows besides") if by_gradient else ("forward", "")
     )
     said = what_is_measured(method)
-    if method.score_budget is not None and "loss" in _losses_alone(method):
-        _print_budget(console, method, run_plan, per_row, trained, pool, share)
-        return
+    if method.score_budget is not None:
+        _print_budget(console, method, run_plan, per_row, trained, pool)
+        if not (PASSES.keys() - {"loss"}) & method.selector.needs:
+            return
+        said = f"{said}, losses counted as if all were scored"
     console.print(
         f"Scoring{said}: {passes} passes {over} {what} = {round(rows):,} {kind_of_row} rows{what_of_row}; training: "
         f"{trained:,} rows at {per_row:g} forwards each ({kind}). Choosing costs {share:.0%} of the training's compute "
@@ -251,7 +253,8 @@ def _print_cost(
         highlight=False,
         markup=False,
     )
-    warning = budget_sentence(method, share) if "loss" in _losses_alone(method) else None
+    alone = not (PASSES.keys() - {"loss"}) & method.selector.needs
+    warning = budget_sentence(method, share) if alone and method.score_budget is None else None
     if warning:
         console.print(f"Note: {warning}.", highlight=False, markup=False)
     if speed is None:
@@ -261,20 +264,16 @@ def _print_cost(
         console.print(sentence, highlight=False, markup=False)
 
 
-def _losses_alone(method: Method) -> frozenset[str]:
-    """The signals of a method whose only passes are of losses; else nothing."""
-    return frozenset(method.selector.needs) if not (PASSES.keys() - {"loss"}) & method.selector.needs else frozenset()
-
-
 def _print_budget(
-    console: Console, method: Method, run_plan: SegmentPlan, per_row: float, trained: int, pool: PoolSize, share: float
+    console: Console, method: Method, run_plan: SegmentPlan, per_row: float, trained: int, pool: PoolSize
 ) -> None:
     """What a scoring budget buys: rows in all, in each decision, and the way to the initial losses."""
     assert method.score_budget is not None
     segments = itertools.islice(run_plan.segments(), COUNTED_SEGMENTS)
     turns = sum("loss" in _needs(method, run_plan.progress(segment)) for segment in segments)
     affordable = method.score_budget * per_row * trained
-    sentence = budget_sentence(method, share) or ""
+    share_if_full = turns * (pool.num_rows or 0) / (per_row * trained)
+    sentence = budget_sentence(method, share_if_full if pool.num_rows else None) or ""
     console.print(
         f"{sentence} That buys {affordable:,.0f} forward rows for {turns} decisions, about "
         f"{affordable / turns:,.0f} each.",
@@ -285,7 +284,8 @@ def _print_budget(
         return
     if pool.num_rows <= affordable - PANEL_ROWS * (turns - 1):
         console.print(
-            f"The initial losses of all {pool.num_rows:,} rows are measured first (or read from cache_dir).",
+            f"The initial losses of all {pool.num_rows:,} rows are measured first (or read from cache_dir), if the "
+            "shortest rows are not much shorter than the others.",
             highlight=False,
         )
     else:

@@ -40,7 +40,10 @@ def choose_panel(
     size = min(int(affordable // mean) if affordable > 0 else 0, most, len(candidates_M))
     stratum_M = strata_N[candidates_M]
     available_D = np.bincount(stratum_M)
-    counts_D = apportion(available_D / len(candidates_M), size, available_D)
+    # Remainders go to strata at random: by number, the last of many small ones would never have their turn.
+    dealt_D = np.argsort(rng.random(len(available_D)))
+    counts_D = np.empty(len(available_D), dtype=np.int64)
+    counts_D[dealt_D] = apportion(available_D[dealt_D] / len(candidates_M), size, available_D[dealt_D])
     order = np.lexsort((rng.random(len(candidates_M)), last_scored_N[candidates_M], stratum_M))
     first_D = np.cumsum(available_D) - available_D
     place_M = np.arange(len(order)) - first_D[stratum_M[order]]

@@ -3,20 +3,21 @@ was spent. Rank 0 holds it; everything that it knows is saved with a checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from dataflex.core.board import Board
-from dataflex.core.errors import ConfigError
+from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.core.panel import choose_panel
 from dataflex.core.plan import SegmentPlan
 from dataflex.core.seeds import segment_rng
-from dataflex.core.segment import Progress, Segment
+from dataflex.core.segment import Progress
 from dataflex.signals.estimate import Estimate, Observations, estimate, smooth
 from dataflex.signals.flops import Flops
+from dataflex.train.allowance import Allowance
 from dataflex.train.budgeted import (
     CACHED,
     FEWEST_ROWS,
@@ -31,6 +32,9 @@ from dataflex.train.pool import Pool
 # Decisions after which a loss weighs half, and beyond which what training showed is no longer used: where each row is
 # compared with its own initial loss in a panel, and where the levels of all rows are fitted.
 PAIRED_HALF_LIFE, LEVEL_HALF_LIFE, RECENT = 4.0, 1.5, 2.5
+FORGOTTEN = 10.0  # half-lives
+MOST_FITTED = 20_000  # values that one fit takes in
+SPARE = 1.25
 FEWEST_SEEN = 100  # rows that training must have shown before their level is used
 WORST = 0.5  # rank correlation below which a decision is uniform instead
 
@@ -49,7 +53,7 @@ class Budget:
         needs_loss: whether a decision asks for losses.
         features: text features of the pool, shape (N, F); asked for when the first estimate is made.
         strata_N: group of each row, of which a panel has its share.
-        replacement: the method may draw a row several times for one segment.
+        repeats: a segment may have a row several times although others are left.
     """
 
     def __init__(
@@ -65,16 +69,23 @@ class Budget:
         flops: Flops,
         features: Callable[[], np.ndarray],
         strata_N: np.ndarray,
-        replacement: bool = False,
+        repeats: bool = False,
     ) -> None:
-        self.share, self._compares, self._needs_loss = share, compares, needs_loss
-        self._plan, self._global_batch, self._seed, self._strata_N = plan, global_batch, seed, strata_N
+        self.share, self._compares = share, compares
+        self._plan, self._seed, self._strata_N = plan, seed, strata_N
         self._trainable_N = pool.info.trainable_N
+        if not self._trainable_N.any():
+            raise DataFlexError("no row can be trained: none of the pool's rows has a label token")
         tokens_N = pool.info.num_tokens_N
         self._scoring_N, self._training_N = flops.forward(tokens_N), flops.training(tokens_N)
-        # Of training the 0, 1, 2 ... cheapest rows once.
-        self._cheapest_M = np.concatenate([[0.0], np.cumsum(np.sort(self._training_N[self._trainable_N]))])
-        self._replacement = replacement
+        self._allowance = Allowance(
+            share=share,
+            plan=plan,
+            needs_loss=needs_loss,
+            global_batch=global_batch,
+            training_M=self._training_N[self._trainable_N],
+            repeats=repeats,
+        )
         self._read_features, self._features_NxF = features, None
         self._num_rows = len(pool)
         self.reset()
@@ -88,6 +99,7 @@ class Budget:
         self._panels = {"rows": np.zeros(0, np.int64), "losses": np.zeros(0), "steps": np.zeros(0, np.int64)}
         self._level0_N = np.zeros(0)  # expected of each row by what training showed first
         self._level0_step = -1
+        self._last_scored_N = np.full(size, -1, dtype=np.int64)  # step of each row's last panel; -1: never
         self._spent = {"flops": 0.0, "seconds": 0.0, "rows": 0.0}
 
     # what to score
@@ -101,93 +113,60 @@ class Budget:
             times_trained_N: how often each row was trained.
             candidates_R: rows that the method limits the decision to; None: all.
         """
-        expected, sure = self.allowances(progress, times_trained_N)
+        trained, num_trained = float(times_trained_N @ self._training_N), int(times_trained_N.sum())
+        expected, sure = self._allowance.by_cycle_end(progress, trained, num_trained)
         left, most_now = expected - self._spent["flops"], sure - self._spent["flops"]
-        scorable = np.flatnonzero(self._trainable_N)
-        mean, turns = float(self._scoring_N[scorable].mean()), self._turns(progress)
-        at_start = progress.step == 0
+        scorable, turns, at_start = (
+            np.flatnonzero(self._trainable_N),
+            self._allowance.turns(progress),
+            progress.step == 0,
+        )
         if at_start and self._knows_initial:
-            return Request(rows=np.zeros(0, np.int64), why=CACHED, affordable=most_now)
+            return Request(rows=np.zeros(0, np.int64), why=CACHED)
         everything = float(self._scoring_N[scorable].sum())
+        mean = everything / len(scorable)
         if at_start and candidates_R is None and everything <= min(most_now, left - PANEL_ROWS * (turns - 1) * mean):
-            return Request(rows=None, why="initial pass", affordable=most_now)
-        if at_start and self._compares:
-            # The panel that all later ones are drawn from: a row must be scored twice to tell a fall.
-            affordable, most = min(max(3 / turns, FIRST_ROWS * mean / max(left, 1.0)), 1 / 3) * left, self._num_rows
-        else:
-            affordable = left / turns
-            # Saved up until it is worth a panel, but not beyond the last decision.
-            affordable = max(affordable, min(left, FEWEST_ROWS * mean))
-            most = self._num_rows if self._knows_initial else MOST_ROWS
-        affordable = min(affordable, most_now)
+            return Request(rows=None, why="initial pass")
         paired = self._compares and not self._knows_initial and not at_start
         candidates = np.flatnonzero(np.isfinite(self._initial_N)) if paired else scorable
         if candidates_R is not None:
             candidates = np.intersect1d(candidates, candidates_R)
+        fewest = min(FEWEST_ROWS, len(candidates))
+        # Rows differ in cost: a panel of the fewest is aimed at with something to spare.
+        worth = SPARE * fewest * float(self._scoring_N[candidates].mean()) if len(candidates) else 0.0
+        most = self._num_rows if self._knows_initial else MOST_ROWS
+        if at_start and self._compares:
+            # The panel that all later ones are drawn from: a row must be scored twice to tell a fall.
+            share = min(max(3 / turns, FIRST_ROWS * mean / max(left, 1.0)), 1 / 3)
+            affordable, most = max(share * left, min(worth, left / 2)), self._num_rows
+        else:
+            affordable = left / turns
+            if affordable < worth:
+                affordable = worth if self._is_due(progress, left // worth, turns) else 0.0
         rows = choose_panel(
             candidates,
             self._strata_N,
             self._last_scored_N,
             self._scoring_N,
-            affordable=affordable,
+            affordable=min(affordable, most_now),
             most=most,
             rng=segment_rng(self._seed, progress.segment, "panel"),
         )
-        if len(rows) < min(FEWEST_ROWS, len(candidates)) or len(rows) == 0:
-            return Request(rows=np.zeros(0, np.int64), why="free levels", affordable=affordable)
-        return Request(rows=rows, why="panel", affordable=affordable)
+        if len(rows) < fewest or len(rows) == 0:
+            return Request(rows=np.zeros(0, np.int64), why="free levels")
+        return Request(rows=rows, why="panel")
+
+    def _is_due(self, progress: Progress, num_panels: float, turns: int) -> bool:
+        """True where so many panels, spread over so many decisions, are to have one now."""
+        if num_panels < 1:
+            return False
+        last = int(self._last_scored_N.max())
+        return last < 0 or self._age(progress, last) >= turns / num_panels
 
     def know(self, cached_N: np.ndarray | None) -> None:
         """Take in losses of step 0 that an earlier run measured."""
         if cached_N is not None and not self._knows_initial:
-            self._initial_N, self._knows_initial = np.asarray(cached_N, dtype=np.float32), True
-
-    def allowances(self, progress: Progress, times_trained_N: np.ndarray) -> tuple[float, float]:
-        """FLOPs that may have been spent by the end of the present cycle: as expected, and for sure.
-
-        Rows to come are expected to cost what the pool's or, where those were shorter, the trained ones cost on
-        average; for sure, each segment costs at least what its quota of the pool's cheapest rows does.
-        """
-        done = float(times_trained_N @ self._training_N)
-        mean = float(self._training_N[self._trainable_N].mean())
-        if times_trained_N.any():
-            mean = min(mean, done / float(times_trained_N.sum()))
-        stop = self._cycle_stop(progress)
-        least = sum(self._least(segment.num_steps * self._global_batch) for segment in self._segments(progress, stop))
-        expected = (stop - progress.step) * self._global_batch * mean
-        return self.share * (done + expected), self.share * (done + least)
-
-    def _least(self, quota: int) -> float:
-        """Least that training so many rows can cost; drawn with replacement, all may be the cheapest one."""
-        if self._replacement:
-            return quota * float(self._cheapest_M[1])
-        passes, rest = divmod(quota, len(self._cheapest_M) - 1)
-        return passes * float(self._cheapest_M[-1]) + float(self._cheapest_M[rest])
-
-    def _segments(self, progress: Progress, stop: int) -> Iterator[Segment]:
-        step = progress.step
-        while step < stop:
-            segment = self._plan.segment_at(step)
-            yield segment
-            step = segment.stop
-
-    def _cycle_stop(self, progress: Progress) -> int:
-        cycle = self._plan.steps_per_cycle
-        stop = self._plan.num_steps if cycle is None else (progress.step // cycle + 1) * cycle
-        return min(stop, self._plan.num_steps)
-
-    def _turns(self, progress: Progress) -> int:
-        """Decisions of the cycle that ask for losses, from this one on."""
-        segments = self._segments(progress, self._cycle_stop(progress))
-        turns = sum(self._needs_loss(self._plan.progress(segment)) for segment in segments)
-        return max(1, turns)
-
-    @property
-    def _last_scored_N(self) -> np.ndarray:
-        """Decision step at which each row was last in a panel, -1: never."""
-        last_N = np.full(self._num_rows, -1, dtype=np.int64)
-        last_N[self._panels["rows"]] = self._panels["steps"]  # in their order: the last stays
-        return last_N
+            self._initial_N, self._knows_initial = _finite(cached_N), True
 
     # what came of it
 
@@ -209,6 +188,8 @@ class Budget:
             record |= {"estimator": "none: exact"}
             scored_N = np.isfinite(self._initial_N)
             return self._budgeted(self._initial_N, scored_N, None, record)
+        if len(rows) == np.count_nonzero(self._trainable_N) and losses_N is not None and progress.step > 0:
+            return self._exact(losses_N, scored_N, record)
         at_base = self._compares and progress.step == 0
         found, base_N = self._estimate(progress, board, of_start=at_base)
         if found is None and at_base:  # only the falls to come can be told; they are counted from 0
@@ -228,17 +209,25 @@ class Budget:
             record |= self._quality(found, base_N)
         return self._budgeted(losses_now_N, scored_N, found, record)
 
+    def _exact(self, losses_N: np.ndarray, scored_N: np.ndarray, record: dict[str, Any]) -> Budgeted:
+        """A decision for which every row was scored."""
+        record |= {"estimator": "none: exact"}
+        falls_N = self._initial_N - losses_N
+        known_N = np.isfinite(falls_N)
+        if self._compares and known_N.any():
+            record["improved_share"] = float(np.mean(falls_N[known_N] >= 0))
+        return self._budgeted(losses_N, scored_N, None, record)
+
     def recall(self, progress: Progress, line: Mapping[str, Any], columns_N: Mapping[str, np.ndarray]) -> None:
         """Take in a decision that a former process recorded, as if it had been made now."""
         record = line["scoring"]["budget"]
         losses_N, scored_N = columns_N["loss"], np.asarray(columns_N["scored"], dtype=bool)
         if record["why"] == CACHED:
-            self.know(losses_N)
-            return
+            return  # they come from the cache again
         everything = record["why"] == "initial pass"
         rows = None if everything else np.flatnonzero(scored_N)
         measured_N = losses_N if everything else np.where(scored_N, losses_N, np.nan)
-        self._note(progress, Request(rows=rows, why=record["why"], affordable=0.0), measured_N, line["scoring"])
+        self._note(progress, Request(rows=rows, why=record["why"]), measured_N, line["scoring"])
         if self._compares and progress.step == 0 and not everything:
             self._guess_N = np.asarray(losses_N, dtype=np.float32)
 
@@ -262,13 +251,18 @@ class Budget:
         self._spent["seconds"] += float(cost.get("seconds", 0.0))
         self._spent["rows"] += len(rows)
         if request.rows is None:
-            self._initial_N, self._knows_initial = np.asarray(losses_N, dtype=np.float32), True
+            self._initial_N, self._knows_initial = _finite(losses_N), True
             return rows
         if progress.step == 0 and self._compares:
-            self._initial_N[rows] = losses_N[rows]
+            self._initial_N[rows] = _finite(losses_N[rows])
+        self._last_scored_N[rows] = progress.step
         steps = np.full(len(rows), progress.step)
         for name, values in (("rows", rows), ("losses", losses_N[rows].astype(np.float64)), ("steps", steps)):
             self._panels[name] = np.concatenate([self._panels[name], values])
+        # What weighs next to nothing is dropped, or checkpoints would grow with every decision.
+        half_life = PAIRED_HALF_LIFE if self._compares and not self._knows_initial else LEVEL_HALF_LIFE
+        young = self._age(progress, self._panels["steps"]) <= FORGOTTEN * half_life
+        self._panels = {name: values[young] for name, values in self._panels.items()}
         return rows
 
     def _estimate(self, progress: Progress, board: Board, *, of_start: bool) -> tuple[Estimate | None, np.ndarray]:
@@ -284,7 +278,7 @@ class Budget:
         elif self._compares and not of_start:
             base_N, half_life = self._guess_N.astype(np.float64), PAIRED_HALF_LIFE
             fall_N = self._free_fall(progress, board)
-            if not (self._panels["steps"] > 0).any():  # no row was scored twice: the levels are all there is
+            if self._last_scored_N.max() <= 0:  # no row was scored twice: the levels are all there is
                 return (None if fall_N is None else _free(-fall_N)), base_N
             if fall_N is not None:
                 features_NxF = np.hstack([features_NxF, fall_N[:, None].astype(np.float32)])
@@ -296,6 +290,8 @@ class Budget:
         if len(seen) == 0:
             return None, base_N
         rng = segment_rng(self._seed, progress.segment, "folds")
+        if len(seen) > MOST_FITTED:  # the youngest; among equals at random
+            seen = seen.part(np.sort(np.lexsort((rng.random(len(seen)), seen.ages_K))[:MOST_FITTED]))
         return estimate(features_NxF, seen, half_life=half_life, recent=RECENT, rng=rng), base_N
 
     def _observed(self, progress: Progress, board: Board) -> tuple[Observations, Observations]:
@@ -334,8 +330,9 @@ class Budget:
         """Rank correlation by rows left out, the share of improved rows, and what follows for the decision."""
         rho = found.rank_correlation(None if self._compares else base_N)
         said: dict[str, Any] = {"rank_correlation": rho}
-        if self._compares and len(found.checked_C):
-            said["improved_share"] = float(np.mean(found.checked_C <= 0))
+        checked_C = found.checked_C[np.isfinite(found.checked_C)]
+        if self._compares and len(checked_C):
+            said["improved_share"] = float(np.mean(checked_C <= 0))
         if rho is not None and rho < WORST:
             said["uniform"] = (
                 f"the estimated losses rank rows that were left out with {rho:.2f} only (at least {WORST})"
@@ -366,6 +363,7 @@ class Budget:
             "guess_N": self._guess_N,
             "level0_N": self._level0_N,
             "level0_step": np.array(self._level0_step),
+            "last_scored_N": self._last_scored_N,
             **{f"panel.{name}": values for name, values in self._panels.items()},
             **{f"spent.{name}": np.array(value) for name, value in self._spent.items()},
         }
@@ -384,9 +382,15 @@ class Budget:
             )
         self._initial_N, self._guess_N = arrays["initial_N"].copy(), arrays["guess_N"]
         self._knows_initial = bool(arrays["knows_initial"])
+        self._last_scored_N = arrays["last_scored_N"].copy()
         self._level0_N, self._level0_step = arrays["level0_N"], int(arrays["level0_step"])
         self._panels = {name: arrays[f"panel.{name}"] for name in self._panels}
         self._spent = {name: float(arrays[f"spent.{name}"]) for name in self._spent}
+
+
+def _finite(losses: np.ndarray) -> np.ndarray:
+    """Losses, float32; NaN where they are not finite."""
+    return np.where(np.isfinite(losses), losses, np.nan).astype(np.float32)
 
 
 def _free(values_N: np.ndarray) -> Estimate:

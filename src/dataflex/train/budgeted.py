@@ -23,7 +23,6 @@ class Request:
 
     rows: np.ndarray | None  # None: all of the pool
     why: str  # "initial pass", "panel", "cached initial losses", "free levels"
-    affordable: float  # FLOPs that could be spent
 
     @property
     def source(self) -> str:

@@ -52,7 +52,8 @@ def make_budget(
         seed=seed,
         flops=flops_of(trainer.model, has_reference=scores_own_loss(trainer)),
         features=lambda: _features(trainer.train_dataset, pool, sources, cache, collate),
-        replacement=method.replacement,
+        # A mixer's domain that is short of rows begins again within a segment.
+        repeats=method.replacement or method.mixer is not None,
         strata_N=sources.codes_N if sources is not None else np.zeros(len(pool), dtype=np.int64),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 import uuid
@@ -21,7 +22,7 @@ from dataflex.ledger.files import write_atomic
 from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.groups import Groups
 from dataflex.ledger.ledger import Ledger
-from dataflex.train.budgeted import BUDGET, recorded_signals
+from dataflex.train.budgeted import BUDGET, Budgeted, recorded_signals
 from dataflex.train.checkpoint import MARKS, STATE_FILE, read_state, write_state
 from dataflex.train.decide import MIX, Decision, Situation, candidates, decide, in_turn, initial_state, part, prefixed
 from dataflex.train.describe import cost_of_choosing, describe, describe_cost
@@ -40,6 +41,7 @@ from dataflex.train.training import Training
 if TYPE_CHECKING:
     from dataflex.train.budget import Budget  # its estimates need scikit-learn
 
+CACHED_AT_START = "initial_losses_cached"  # in run.yaml: the run began with losses of step 0 from the cache
 FACTOR = "factor"  # the column in which a selector says how much a row of its selection counts
 
 
@@ -185,11 +187,8 @@ class Curator:
         scoring: dict[str, Any] = {}
         warnings: list[str] = []
         budgeted: dict[str, Any] = {}  # what the budget says of this decision
-        cached_N = self._cached_losses(progress) if self._budget is not None and progress.step == 0 else None
-        if self._budget is not None and self.ranks.is_main:
-            if self._former.in_force(segment.index) is None:  # else the record says what was known
-                self._budget.know(cached_N)
-            self._budget.watch(progress, self._shown.board)
+        if self._budget is not None:
+            self._prepare_budget(progress)
         kept = self.ranks.from_main(lambda: sorted(self._former.signals(self._former.in_force(segment.index))))
         rows_R: np.ndarray | None = None  # those that dear signals are limited to
         for name in [*at_hand, *limited]:
@@ -213,7 +212,8 @@ class Curator:
                     measured = self._measure(name, progress, rows_R)
                 signals[name] = measured.values
                 if name == "loss":
-                    warnings += self.ranks.from_main(lambda m=measured: self._compare(segment, m, signals))
+                    compare = functools.partial(self._compare, segment, measured, signals, budgeted)
+                    warnings += self.ranks.from_main(compare)
                 scoring = added(scoring, measured.cost)
         # In the host's own order nothing is chosen: every rank knows the rows, rank 0 records them.
         epoch_rows = self._host_order(segment.cycle) if method.follows_host else None
@@ -238,12 +238,42 @@ class Curator:
         rows_R, self._state = candidates(self.method, progress, self._state, signals, quota=quota, seed=self.seed)
         return rows_R
 
+    def _prepare_budget(self, progress: Progress) -> None:
+        """Tell the budget what is known without a pass (collective)."""
+        budget = self._budget
+        assert budget is not None
+        cached_N = self._cached_losses(progress) if progress.step == 0 else None
+
+        def tell() -> None:
+            if progress.step == 0:
+                budget.know(self._cached_of_run(cached_N))
+            budget.watch(progress, self._shown.board)
+
+        self.ranks.from_main(tell)
+
+    def _cached_of_run(self, cached_N: np.ndarray | None) -> np.ndarray | None:
+        """The cached initial losses that this run is made with, as its record says (rank 0).
+
+        On record before the first decision: a run that goes on from its beginning finds what it has put into the cache
+        itself, or what others have since, and must not be another run for it.
+        """
+        made_with = self._ledger.run().get(CACHED_AT_START)
+        if made_with is None:
+            made_with = cached_N is not None
+            self._ledger.update_run({CACHED_AT_START: made_with})
+        if made_with and cached_N is None:
+            raise LedgerError(
+                "the run began with initial losses from cache_dir, which are not there any more; restore them, or "
+                "start anew with overwrite_output_dir: true"
+            )
+        return cached_N if made_with else None
+
     def _within_budget(
         self, progress: Progress, rows_R: np.ndarray | None, signals: dict[str, np.ndarray]
     ) -> tuple[Measured, dict[str, Any]]:
         """Losses of the whole pool, some measured and the others estimated, and what is recorded of it (collective).
 
-        ``signals`` gets those of ``BUDGET_SIGNALS`` besides.
+        ``signals`` gets those of ``BUDGET_SIGNALS`` besides. Ranks above 0 learn the cost alone.
         """
         budget = self._budget
         assert budget is not None
@@ -251,17 +281,25 @@ class Curator:
         measured = None
         if request.rows is None or len(request.rows):
             measured = self._measure("loss", progress, request.rows)
-        if not self.ranks.is_main:
+        found: Budgeted | None = None
+        seconds = 0.0
+
+        def take() -> None:
+            nonlocal found, seconds
+            began = time.perf_counter()
+            values_N, cost = (measured.values, measured.cost) if measured is not None else (None, {})
+            found = budget.take(progress, request, values_N, cost, self._shown.board)
+            seconds = time.perf_counter() - began
+
+        self.ranks.from_main(take)
+        if found is None:  # not rank 0
             return Measured(values=np.zeros(0, np.float32)), {}
-        began = time.perf_counter()
         cost = dict(measured.cost) if measured is not None else {**FROM_CACHE, "source": request.source}
-        values_N = measured.values if measured is not None else None
-        found = budget.take(progress, request, values_N, cost, self._shown.board)
-        record = {**found.record, "estimating_seconds": time.perf_counter() - began}
+        record = {**found.record, "estimating_seconds": seconds}
         signals |= found.signals
         losses_N = found.losses_N if rows_R is None else only(rows_R, found.losses_N)
-        tolerance = measured.tolerance if measured is not None else 1e-4
         cost["budget"] = record
+        tolerance = measured.tolerance if measured is not None else 1e-4
         return Measured(values=losses_N, cost=cost, tolerance=tolerance), {**record, "errors": found.errors}
 
     def _recall(self, segment: Segment, progress: Progress, signals: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -283,22 +321,38 @@ class Curator:
         again = self._spot_check(rows_R)
         self.ranks.from_main(lambda: self._former.verify_losses(line or {}, rows_R, again, self._versions))
 
-    def _compare(self, segment: Segment, measured: Measured, signals: dict[str, np.ndarray]) -> list[str]:
+    def _compare(
+        self, segment: Segment, measured: Measured, signals: dict[str, np.ndarray], budgeted: dict[str, Any]
+    ) -> list[str]:
         """Take the losses that a rolled-back line recorded, where the steps before it gave the same again (rank 0).
 
         A complete line wins: a choice that was recorded is made again in spite of another order of summation.
+
+        Args:
+            budgeted: what the budget says of this decision; replaced with the losses.
 
         Returns:
             What is to be said.
         """
         line = self._former.rolled_back(segment.index, segment.start)
-        recorded = self._former.signals(line).get("loss")
+        columns_N = self._former.signals(line)
+        recorded = columns_N.get("loss")
         if line is None or recorded is None:
             return []
-        apart = difference(recorded, measured.values, measured.tolerance)
+        then_N, now_N = recorded, measured.values
+        if "scored" in signals and "scored" in columns_N:  # estimates follow from what was measured
+            then_N = np.where(columns_N["scored"], then_N, np.nan)
+            now_N = np.where(signals["scored"], now_N, np.nan)
+        apart = difference(then_N, now_N, measured.tolerance)
         if apart is None:
             measured.cost["decided_by"] = "the losses recorded before the interruption"
             signals["loss"] = recorded
+            budget = (line["scoring"] or {}).get("budget")
+            if budget is not None:
+                signals |= recorded_signals(budget, columns_N)
+                budgeted.clear()
+                budgeted |= budget
+                measured.cost["budget"] = {**measured.cost["budget"], **budget}
             return []
         return [
             f"training up to step {segment.start} again gave other losses than before the interruption (row "

@@ -112,8 +112,12 @@ def decide(method: Method, progress: Progress, state: Mapping[str, np.ndarray], 
     else:
         decision = _composed(method, progress, state, at)
     recorded = {name: at.signals[name] for name in RECORDED if name in at.signals}
+    warnings = decision.selection.warnings
+    if at.why_uniform is not None and "loss" in {score_signal(part.method) for part in method.orders}:
+        warnings = (*warnings, f"{at.why_uniform}: samples stand in a random order")
     # On record, whatever the method keeps: a resume decides from it again.
-    selection = replace(decision.selection, columns_N={**recorded, **decision.selection.columns_N})
+    columns_N = {**recorded, **decision.selection.columns_N}
+    selection = replace(decision.selection, columns_N=columns_N, warnings=warnings)
     return _arranged(method, progress, replace(decision, selection=selection), at)
 
 
@@ -294,7 +298,8 @@ def _unselected(method: Method, progress: Progress, state: State, at: Situation)
         return Decision(selection=selection, rows_Q=rows_Q, state=state)
     if f"{ORDER}rows_M" not in state:
         rows_M = np.flatnonzero(at.scorable_N)
-        place_M = order.arrange(_scores(order, rows_M, at), segment_rng(at.seed, progress.segment, "arrange run"))
+        scores_M = _scores(order, rows_M, progress, at)
+        place_M = order.arrange(scores_M, segment_rng(at.seed, progress.segment, "arrange run"))
         state = {**state, f"{ORDER}rows_M": rows_M[place_M], f"{ORDER}cursor": np.array(0, dtype=np.int64)}
     rows_Q, cursor = next_of_run(state[f"{ORDER}rows_M"], int(state[f"{ORDER}cursor"]), at.quota)
     selection = Selection(rows_Q=rows_Q, decision="in order", ordered=True)
@@ -310,7 +315,8 @@ def _arranged(method: Method, progress: Progress, decision: Decision, at: Situat
     order, rows_Q = method.order_of_segment, decision.rows_Q
     if order is not None:
         rows_Q = np.sort(rows_Q)
-        place_Q = order.arrange(_scores(order, rows_Q, at), segment_rng(at.seed, progress.segment, "arrange"))
+        scores_Q = _scores(order, rows_Q, progress, at)
+        place_Q = order.arrange(scores_Q, segment_rng(at.seed, progress.segment, "arrange"))
         rows_Q = rows_Q[place_Q]
     elif not decision.selection.ordered:
         rows_Q = _shuffled(rows_Q, progress, at)
@@ -321,9 +327,11 @@ def _shuffled(rows_Q: np.ndarray, progress: Progress, at: Situation) -> np.ndarr
     return rows_Q[np.argsort(segment_rng(at.seed, progress.segment, "order").random(len(rows_Q)))]
 
 
-def _scores(order: Any, rows: np.ndarray, at: Situation) -> np.ndarray:
-    """What an order ranks these rows by."""
+def _scores(order: Any, rows: np.ndarray, progress: Progress, at: Situation) -> np.ndarray:
+    """What an order ranks these rows by; random numbers where losses are not known well enough."""
     name = score_signal(order)
+    if name == "loss" and at.why_uniform is not None:
+        return segment_rng(at.seed, progress.segment, "unknown losses").random(len(at.pool))[rows]
     scores_N = at.signals[name] if name else at.pool.num_label_tokens_N
     return np.asarray(scores_N, dtype=np.float64)[rows]
 

@@ -55,19 +55,20 @@ def with_budget(method: Method, share: float | None) -> Method:
     return replace(method, score_budget=share)
 
 
-def budget_sentence(method: Method, share_if_full: float) -> str | None:
+def budget_sentence(method: Method, share_if_full: float | None) -> str | None:
     """What a run's first lines say of the cost of scoring; None where there is nothing to say.
 
     Args:
-        share_if_full: FLOPs of full scoring by those of the training.
+        share_if_full: FLOPs of full scoring by those of the training; None: not known.
     """
     if method.score_budget is not None:
+        full = "" if share_if_full is None else f", full scoring would cost {share_if_full:.0%}"
         start = " Initial losses are those of step 0 (baseline: run_start)." if method.compares else ""
         return (
             f"score_budget {method.score_budget:g}: scoring costs at most {method.score_budget:.1%} of the training's "
-            f"FLOPs, full scoring would cost {share_if_full:.0%}; losses that are not measured are estimated.{start}"
+            f"FLOPs{full}; losses that are not measured are estimated.{start}"
         )
-    if share_if_full > DEAR and method.scores_losses:
+    if share_if_full is not None and share_if_full > DEAR and method.scores_losses:
         return (
             f"scoring the whole pool at each decision costs {share_if_full:.0%} of the training's FLOPs; score_budget: "
             f"{SUGGESTED:g} would cost {SUGGESTED:.0%}, with losses that are estimated for the most part"
