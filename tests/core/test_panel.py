@@ -72,3 +72,21 @@ def test_dear_rows_have_their_chance():
         taken[rows] += 1
     cheap, dear = taken[::2].mean(), taken[1::2].mean()
     assert 0.75 < dear / cheap <= 1.1
+
+
+def test_many_small_strata_all_have_their_turn():
+    """Forty sources, ten rows a panel: none is left out for its number."""
+    strata_N, seen = np.arange(400) % 40, set()
+    for seed in range(30):
+        rows = choose_panel(
+            np.arange(400),
+            strata_N,
+            np.full(400, -1),
+            np.ones(400),
+            affordable=10,
+            most=99,
+            rng=np.random.default_rng(seed),
+        )
+        assert len(set(strata_N[rows])) == 10
+        seen |= set(strata_N[rows].tolist())
+    assert len(seen) == 40

@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 pytest.importorskip("sklearn")
 
 from dataflex.algorithms.base import PoolInfo, Selection, SelectorBase
+from dataflex.algorithms.combine import Part
+from dataflex.algorithms.mix.static import StaticMix
+from dataflex.algorithms.order.sorting import Sorting
 from dataflex.algorithms.select.delta_loss import DeltaLoss
 from dataflex.algorithms.select.loss import Loss
 from dataflex.algorithms.select.random import Random
-from dataflex.core.errors import ConfigError
+from dataflex.core.errors import ConfigError, DataFlexError, LedgerError
 from dataflex.core.plan import Schedule
 from dataflex.signals.estimate import spearman
 from dataflex.train.budgeted import FEWEST_ROWS
@@ -50,9 +53,11 @@ def method(selector: Any = None, share: float | None = 0.3) -> Method:
     )
 
 
-def run(folder: Path, share: float | None = 0.3, selector: Any = None, **options: Any) -> Run:
+def run(
+    folder: Path, share: float | None = 0.3, selector: Any = None, method_: Method | None = None, **options: Any
+) -> Run:
     options = {"losses": LOSSES, "schedule": SCHEDULE, "pool": POOL, "num_epochs": 1, **options}
-    return Run(folder, method(selector, share), **options)
+    return Run(folder, method_ or method(selector, share), **options)
 
 
 def lines_of(made: Run) -> list[dict[str, Any]]:
@@ -413,3 +418,72 @@ def test_a_line_of_step_0_is_kept_though_a_cache_has_come_since(tmp_path: Path) 
     again = run(tmp_path / "cut", cached_N=LOSSES(0)).begin()
     assert again.train() == trained
     assert decisions(again.ledger) == decisions(whole.ledger)
+
+
+# combinations, and what a reading found
+
+
+def test_a_mixer_that_repeats_short_rows_does_not_break_the_promise(tmp_path: Path) -> None:
+    domain_N = np.arange(400) % 8 // 7  # an eighth of the rows, which are short, make half of each segment
+    tokens_N = np.where(domain_N == 1, 4, 150)
+    pool = Pool(info=PoolInfo(num_tokens_N=tokens_N, num_label_tokens_N=tokens_N), digest="d")
+    mixed = replace(method(share=1.5), mixer=Part(name="static", method=StaticMix(proportions=(0.05, 0.95))))
+    schedule = Schedule(warmup_step=15, update_step=15, update_times=4)
+    made = run(tmp_path, method_=mixed, pool=pool, losses=falling(pool), schedule=schedule, domain_N=domain_N).begin()
+    made.train()
+    scored, trained = spent_and_trained(made)
+    assert 0 < scored <= 1.5 * trained
+
+
+def test_a_budget_of_twenty_rows_scores_rows_twice(tmp_path: Path) -> None:
+    pool = Pool(info=PoolInfo(num_tokens_N=np.full(400, 10), num_label_tokens_N=np.full(400, 10)), digest="d")
+    schedule = Schedule(update_step=20, update_times=5)  # 400 rows trained; a forward is a third of that
+    made = run(tmp_path, 20 / 1200, pool=pool, losses=falling(pool), schedule=schedule).begin()
+    made.train()
+    assert [len(rows) for rows in made.asked] == [10, 10]
+    assert set(made.asked[1]) == set(made.asked[0])
+
+
+def test_an_order_by_losses_that_nobody_knows_is_random_and_says_so(tmp_path: Path) -> None:
+    ordered = Method(orders=(Part(name="sorting", method=Sorting(by="loss", over="run")),))
+    pool = make_pool(60)
+    schedule = Schedule(update_step=5, update_times=3)
+    made = run(tmp_path, method_=with_budget(ordered, 0.0), pool=pool, losses=falling(pool), schedule=schedule).begin()
+    made.train()
+    assert any("samples stand in a random order" in said for said in made.said)
+    first = made.ledger.rows_of(lines_of(made)[0]).tolist()
+    assert first != sorted(first)
+
+
+def test_a_kill_after_the_initial_pass_and_before_its_line_changes_nothing(tmp_path: Path) -> None:
+    """The pass is in the cache by then, and was paid for."""
+    whole = run(tmp_path / "whole", 2.0).begin()
+    trained = whole.train()
+    first = run(tmp_path / "cut", 2.0).begin()
+
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        raise KilledError
+
+    first.ledger.append = killed
+    with pytest.raises(KilledError):
+        first.train()
+    first.ledger.unlock()
+    again = run(tmp_path / "cut", 2.0, cached_N=LOSSES(0)).begin()
+    assert again.train() == trained
+    told = [line["scoring"]["budget"]["spent_flops"] for line in lines_of(again) if line["scoring"]]
+    assert told == [line["scoring"]["budget"]["spent_flops"] for line in lines_of(whole) if line["scoring"]]
+
+
+def test_a_run_that_began_with_the_cache_needs_it_to_begin_again(tmp_path: Path) -> None:
+    first = run(tmp_path, cached_N=LOSSES(0)).begin()
+    with pytest.raises(KilledError):
+        first.train(after_step=_killed_at(3))
+    first.ledger.unlock()
+    with pytest.raises(LedgerError, match="which are not there any more"):
+        run(tmp_path).begin().train()
+
+
+def test_a_pool_without_labels_is_one_sentence(tmp_path: Path) -> None:
+    nothing = Pool(info=PoolInfo(num_tokens_N=np.full(9, 5), num_label_tokens_N=np.zeros(9, int)), digest="d")
+    with pytest.raises(DataFlexError, match="no row can be trained"):
+        run(tmp_path, pool=nothing, losses=falling(nothing))
