@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("trl/sft_delta_loss", "trl/sft_all_four", "trl/dpo_delta_loss", "hf/pretrain_from_scratch")
 
