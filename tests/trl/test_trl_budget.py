@@ -1,4 +1,4 @@
-"""A scoring budget beside TRL's trainers whose rows are pairs: panels of their own losses, and no losses of training."""
+"""A scoring budget beside TRL trainers whose rows are pairs: panels of their own losses, no losses of training."""
 
 from __future__ import annotations
 
