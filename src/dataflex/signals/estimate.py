@@ -16,9 +16,8 @@ BOOSTED_FROM = 200  # rows from which boosting is tried
 FEWEST_CHECKED = 20  # rows without which no quality is told
 # How much of what a row deviates by remains until it is asked for: 0.7 with the weight of so many rows that tell it.
 PERSISTENCE, PERSISTENCE_ROWS = 0.7, 20.0
-LEVELS = (
-    64  # that trees tell apart in a feature; scikit-learn's own binning of weighted rows is 20 times slower than a fit
-)
+# That trees tell apart in a feature; scikit-learn's own binning of weighted rows is 20 times slower than a fit.
+LEVELS = 64
 DECIMALS = 4  # of the targets: what the order of a summation changes must not decide between two trees
 
 

@@ -100,7 +100,7 @@ class Budget:
         self._level0_N = np.zeros(0)  # expected of each row by what training showed first
         self._level0_step = -1
         self._last_scored_N = np.full(size, -1, dtype=np.int64)  # step of each row's last panel; -1: never
-        self._spent = {"flops": 0.0, "seconds": 0.0, "rows": 0.0}
+        self._spent = {"flops": 0.0, "seconds": 0.0}
 
     # what to score
 
@@ -116,11 +116,8 @@ class Budget:
         trained, num_trained = float(times_trained_N @ self._training_N), int(times_trained_N.sum())
         expected, sure = self._allowance.by_cycle_end(progress, trained, num_trained)
         left, most_now = expected - self._spent["flops"], sure - self._spent["flops"]
-        scorable, turns, at_start = (
-            np.flatnonzero(self._trainable_N),
-            self._allowance.turns(progress),
-            progress.step == 0,
-        )
+        turns, at_start = self._allowance.turns(progress), progress.step == 0
+        scorable = np.flatnonzero(self._trainable_N)
         if at_start and self._knows_initial:
             return Request(rows=np.zeros(0, np.int64), why=CACHED)
         everything = float(self._scoring_N[scorable].sum())
@@ -192,11 +189,9 @@ class Budget:
             return self._exact(losses_N, scored_N, record)
         at_base = self._compares and progress.step == 0
         found, base_N = self._estimate(progress, board, of_start=at_base)
-        if found is None and at_base:  # only the falls to come can be told; they are counted from 0
-            record |= {"estimator": "none yet"}
-            return self._budgeted(np.where(self._trainable_N, 0.0, np.nan), scored_N, None, record)
-        if found is None:
-            record |= {"estimator": "none", "uniform": "no loss is known yet that others could be estimated from"}
+        if found is None:  # at the start only the falls to come can be told; they are counted from 0
+            unknown = {"estimator": "none", "uniform": "no loss is known yet that others could be estimated from"}
+            record |= {"estimator": "none yet"} if at_base else unknown
             return self._budgeted(np.where(self._trainable_N, 0.0, np.nan), scored_N, None, record)
         losses_now_N = base_N + found.values_N
         not_finite = rows[~np.isfinite(losses_N[rows])] if losses_N is not None else rows[:0]
@@ -249,7 +244,6 @@ class Budget:
             return rows[:0]
         self._spent["flops"] += float(self._scoring_N[rows].sum())
         self._spent["seconds"] += float(cost.get("seconds", 0.0))
-        self._spent["rows"] += len(rows)
         if request.rows is None:
             self._initial_N, self._knows_initial = _finite(losses_N), True
             return rows

@@ -14,6 +14,7 @@ from dataflex.core.plan import SegmentPlan
 from dataflex.ledger.groups import Groups
 from dataflex.train.method import Method
 from dataflex.train.pool import Pool, is_language_modelling, token_blocks
+from dataflex.train.refuse import fuses_loss
 from dataflex.train.stage_loss import scores_own_loss
 
 if TYPE_CHECKING:
@@ -73,10 +74,7 @@ def full_share(method: Method, plan: SegmentPlan, pool: Pool, geometry: Geometry
 
 def shows_losses(trainer: Any) -> bool:
     """True where the training's own forward shows the loss of each row."""
-    fused = getattr(trainer.args, "use_liger_kernel", False) or getattr(
-        getattr(trainer, "model_args", None), "enable_liger_kernel", False
-    )
-    return not fused and not scores_own_loss(trainer)
+    return not fuses_loss(trainer) and not scores_own_loss(trainer)
 
 
 def _features(

@@ -20,12 +20,8 @@ from dataflex.train.domains import Domains
 from dataflex.train.method import Method, score_signal
 
 State = dict[str, np.ndarray]
-RECORDED = (
-    "loss",
-    "training_loss",
-    "reference_loss",
-    "scored",
-)  # signals that are columns of the record, whatever the method
+# Signals that are columns of the record, whatever the method.
+RECORDED = ("loss", "training_loss", "reference_loss", "scored")
 MIX, KEPT, ORDER = "mix.", "kept.", "order."  # prefixes of the state, beside the selector's own
 
 

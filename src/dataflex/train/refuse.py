@@ -93,6 +93,12 @@ def refuse_model(model: Any) -> None:
         raise ConfigError("prompt tuning puts virtual tokens before each row, which is not supported; use LoRA")
 
 
+def fuses_loss(trainer: Any) -> bool:
+    """True where Liger's kernels fuse the loss, so that training shows none of single rows."""
+    of_factory = getattr(getattr(trainer, "model_args", None), "enable_liger_kernel", False)
+    return bool(getattr(trainer.args, "use_liger_kernel", False) or of_factory)
+
+
 def refuse_loss(trainer: Any, name: str) -> None:
     """Raise where the loss of a trainer is not the plain one of each row, which ``name`` weighs.
 
@@ -112,10 +118,7 @@ def refuse_loss(trainer: Any, name: str) -> None:
         )
     if getattr(args, "loss_type", "nll") not in ("nll", None) and hasattr(args, "dataset_text_field"):
         raise ConfigError(f"{name} weighs the plain loss, and loss_type is {args.loss_type}; set loss_type: nll")
-    liger = getattr(args, "use_liger_kernel", False) or getattr(
-        getattr(trainer, "model_args", None), "enable_liger_kernel", False
-    )
-    if liger:
+    if fuses_loss(trainer):
         raise ConfigError(
             f"{name} needs the loss of each row, which the fused loss of Liger does not give; turn it off"
         )
