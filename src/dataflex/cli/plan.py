@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dataflex.algorithms.base import LIMITED_SIGNALS
+from dataflex.cli.budget import print_budget
 from dataflex.cli.config import RunConfig, check_host_keys, dataset_names, read_config
 from dataflex.cli.forecast import Speed, forecast, recorded_speed
 from dataflex.cli.train import launch_number
@@ -25,7 +26,6 @@ from dataflex.core.errors import ConfigError, shown
 from dataflex.core.order import Geometry, micro_batches_per_pass
 from dataflex.core.plan import SegmentPlan
 from dataflex.core.segment import Progress
-from dataflex.train.budgeted import FEWEST_ROWS, PANEL_ROWS
 from dataflex.train.method import Method
 from dataflex.train.score_budget import budget_sentence
 
@@ -242,7 +242,9 @@ def _print_cost(
     )
     said = what_is_measured(method)
     if method.score_budget is not None:
-        _print_budget(console, method, run_plan, per_row, trained, pool)
+        segments = itertools.islice(run_plan.segments(), COUNTED_SEGMENTS)
+        turns = sum("loss" in _needs(method, run_plan.progress(segment)) for segment in segments)
+        print_budget(console, method, turns=turns, forwards=per_row * trained, num_rows=pool.num_rows)
         if not (PASSES.keys() - {"loss"}) & method.selector.needs:
             return
         said = f"{said}, losses counted as if all were scored"
@@ -262,43 +264,6 @@ def _print_cost(
     else:
         sentence = forecast(speed, num_passes=passes, num_rows=counted, num_samples=trained)
         console.print(sentence, highlight=False, markup=False)
-
-
-def _print_budget(
-    console: Console, method: Method, run_plan: SegmentPlan, per_row: float, trained: int, pool: PoolSize
-) -> None:
-    """What a scoring budget buys: rows in all, in each decision, and the way to the initial losses."""
-    assert method.score_budget is not None
-    segments = itertools.islice(run_plan.segments(), COUNTED_SEGMENTS)
-    turns = sum("loss" in _needs(method, run_plan.progress(segment)) for segment in segments)
-    affordable = method.score_budget * per_row * trained
-    share_if_full = turns * (pool.num_rows or 0) / (per_row * trained)
-    sentence = budget_sentence(method, share_if_full if pool.num_rows else None) or ""
-    console.print(
-        f"{sentence} That buys {affordable:,.0f} forward rows for {turns} decisions, about "
-        f"{affordable / turns:,.0f} each.",
-        highlight=False,
-        markup=False,
-    )
-    if pool.num_rows is None:
-        return
-    if pool.num_rows <= affordable - PANEL_ROWS * (turns - 1):
-        console.print(
-            f"The initial losses of all {pool.num_rows:,} rows are measured first (or read from cache_dir), if the "
-            "shortest rows are not much shorter than the others.",
-            highlight=False,
-        )
-    else:
-        console.print(
-            f"The initial losses of all {pool.num_rows:,} rows are not affordable: they are read from cache_dir where "
-            "an earlier run or dataflex-cli score put them, else estimated from a panel.",
-            highlight=False,
-        )
-    if affordable < 2 * FEWEST_ROWS:
-        console.print(
-            f"Note: fewer than {2 * FEWEST_ROWS} rows can be scored; estimates rest on the losses of training alone.",
-            highlight=False,
-        )
 
 
 def num_passes(method: Method, run_plan: SegmentPlan) -> int:
