@@ -35,7 +35,7 @@ from dataflex.core.seeds import segment_rng
 from dataflex.signals.estimate import spearman
 from dataflex.signals.flops import flops_of
 from dataflex.train.budget import Budget
-from dataflex.train.budgeting import make_budget
+from dataflex.train.make_budget import make_budget
 from dataflex.train.method import Method
 from dataflex.train.mixin import dynamic
 from dataflex.train.score_budget import with_budget

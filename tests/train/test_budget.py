@@ -24,7 +24,7 @@ from dataflex.algorithms.select.random import Random
 from dataflex.core.errors import ConfigError, DataFlexError, LedgerError
 from dataflex.core.plan import Schedule
 from dataflex.signals.estimate import spearman
-from dataflex.train.budgeted import FEWEST_ROWS
+from dataflex.train.budget_record import FEWEST_ROWS
 from dataflex.train.method import Method
 from dataflex.train.pool import Pool
 from dataflex.train.score_budget import read_share, with_budget

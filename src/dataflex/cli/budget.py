@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from dataflex.train.budgeted import FEWEST_ROWS, PANEL_ROWS
+from dataflex.train.budget_record import FEWEST_ROWS, PANEL_ROWS
 from dataflex.train.method import Method
 from dataflex.train.score_budget import budget_sentence
 

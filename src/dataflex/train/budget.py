@@ -18,7 +18,7 @@ from dataflex.core.segment import Progress
 from dataflex.signals.estimate import Estimate, Observations, estimate, smooth
 from dataflex.signals.flops import Flops
 from dataflex.train.allowance import Allowance
-from dataflex.train.budgeted import (
+from dataflex.train.budget_record import (
     CACHED,
     FEWEST_ROWS,
     FIRST_ROWS,

@@ -22,14 +22,15 @@ from dataflex.ledger.files import write_atomic
 from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.groups import Groups
 from dataflex.ledger.ledger import Ledger
-from dataflex.train.budgeted import BUDGET, Budgeted, recorded_signals
+from dataflex.train.budget_record import BUDGET, recorded_signals
+from dataflex.train.budgeted_losses import BudgetedLosses
 from dataflex.train.checkpoint import MARKS, STATE_FILE, read_state, write_state
 from dataflex.train.decide import MIX, Decision, Situation, candidates, decide, in_turn, initial_state, part, prefixed
 from dataflex.train.describe import cost_of_choosing, describe, describe_cost
 from dataflex.train.domains import LEARNED, Domains
 from dataflex.train.former import Former, difference
 from dataflex.train.line import segment_line
-from dataflex.train.measured import FROM_CACHE, Measured, added, only
+from dataflex.train.measured import Measured, added
 from dataflex.train.method import Method
 from dataflex.train.metrics import metrics
 from dataflex.train.overlap import expected_overlap
@@ -41,7 +42,6 @@ from dataflex.train.training import Training
 if TYPE_CHECKING:
     from dataflex.train.budget import Budget  # its estimates need scikit-learn
 
-CACHED_AT_START = "initial_losses_cached"  # in run.yaml: the run began with losses of step 0 from the cache
 FACTOR = "factor"  # the column in which a selector says how much a row of its selection counts
 
 
@@ -93,7 +93,14 @@ class Curator:
         self._measure, self._spot_check = measure, spot_check
         self._host_order, self._say, self._log = host_order, say, log
         self._sources, self.domains, self.training = sources, domains, training
-        self._budget, self._cached_losses = budget, cached_losses
+        self._budget = budget
+        self._budgeted = budget and BudgetedLosses(
+            budget,
+            ranks=ranks,
+            ledger=ledger,
+            measure=lambda progress, rows: self._measure("loss", progress, rows),
+            cached_losses=cached_losses,
+        )
         self._shown = Shown(
             method=method,
             num_rows=len(pool),
@@ -187,8 +194,8 @@ class Curator:
         scoring: dict[str, Any] = {}
         warnings: list[str] = []
         budgeted: dict[str, Any] = {}  # what the budget says of this decision
-        if self._budget is not None:
-            self._prepare_budget(progress)
+        if self._budgeted is not None:
+            self._budgeted.prepare(progress, self._shown.board)
         kept = self.ranks.from_main(lambda: sorted(self._former.signals(self._former.in_force(segment.index))))
         rows_R: np.ndarray | None = None  # those that dear signals are limited to
         for name in [*at_hand, *limited]:
@@ -206,8 +213,10 @@ class Curator:
                     self._measure_again(segment)
                     budgeted = self.ranks.from_main(lambda: self._recall(segment, progress, signals))
             else:
-                if name == "loss" and self._budget is not None:
-                    measured, budgeted = self._within_budget(progress, rows_R, signals)
+                if name == "loss" and self._budgeted is not None:
+                    measured, budgeted = self._budgeted.measure(
+                        progress, self._times_trained_N, rows_R, signals, self._shown.board
+                    )
                 else:
                     measured = self._measure(name, progress, rows_R)
                 signals[name] = measured.values
@@ -238,79 +247,12 @@ class Curator:
         rows_R, self._state = candidates(self.method, progress, self._state, signals, quota=quota, seed=self.seed)
         return rows_R
 
-    def _prepare_budget(self, progress: Progress) -> None:
-        """Tell the budget what is known without a pass (collective)."""
-        budget = self._budget
-        assert budget is not None
-        cached_N = self._cached_losses(progress) if progress.step == 0 else None
-
-        def tell() -> None:
-            if progress.step == 0:
-                budget.know(self._cached_of_run(cached_N))
-            budget.watch(progress, self._shown.board)
-
-        self.ranks.from_main(tell)
-
-    def _cached_of_run(self, cached_N: np.ndarray | None) -> np.ndarray | None:
-        """The cached initial losses that this run is made with, as its record says (rank 0).
-
-        On record before the first decision: a run that goes on from its beginning finds what it has put into the cache
-        itself, or what others have since, and must not be another run for it.
-        """
-        made_with = self._ledger.run().get(CACHED_AT_START)
-        if made_with is None:
-            made_with = cached_N is not None
-            self._ledger.update_run({CACHED_AT_START: made_with})
-        if made_with and cached_N is None:
-            raise LedgerError(
-                "the run began with initial losses from cache_dir, which are not there any more; restore them, or "
-                "start anew with overwrite_output_dir: true"
-            )
-        return cached_N if made_with else None
-
-    def _within_budget(
-        self, progress: Progress, rows_R: np.ndarray | None, signals: dict[str, np.ndarray]
-    ) -> tuple[Measured, dict[str, Any]]:
-        """Losses of the whole pool, some measured and the others estimated, and what is recorded of it (collective).
-
-        ``signals`` gets those of ``BUDGET_SIGNALS`` besides. Ranks above 0 learn the cost alone.
-        """
-        budget = self._budget
-        assert budget is not None
-        request = self.ranks.from_main(lambda: budget.request(progress, self._times_trained_N, rows_R))
-        measured = None
-        if request.rows is None or len(request.rows):
-            measured = self._measure("loss", progress, request.rows)
-        found: Budgeted | None = None
-        seconds = 0.0
-
-        def take() -> None:
-            nonlocal found, seconds
-            began = time.perf_counter()
-            values_N, cost = (measured.values, measured.cost) if measured is not None else (None, {})
-            found = budget.take(progress, request, values_N, cost, self._shown.board)
-            seconds = time.perf_counter() - began
-
-        self.ranks.from_main(take)
-        if found is None:  # not rank 0
-            return Measured(values=np.zeros(0, np.float32)), {}
-        cost = dict(measured.cost) if measured is not None else {**FROM_CACHE, "source": request.source}
-        record = {**found.record, "estimating_seconds": seconds}
-        signals |= found.signals
-        losses_N = found.losses_N if rows_R is None else only(rows_R, found.losses_N)
-        cost["budget"] = record
-        tolerance = measured.tolerance if measured is not None else 1e-4
-        return Measured(values=losses_N, cost=cost, tolerance=tolerance), {**record, "errors": found.errors}
-
     def _recall(self, segment: Segment, progress: Progress, signals: dict[str, np.ndarray]) -> dict[str, Any]:
         """Take in what the recorded line of this segment says of the budget (rank 0)."""
         line = self._former.in_force(segment.index)
-        if self._budget is None or line is None:
+        if self._budgeted is None or line is None:
             return {}
-        self._budget.recall(progress, line, self._former.signals(line))
-        record = line["scoring"]["budget"]
-        signals |= recorded_signals(record, self._former.signals(line))
-        return record
+        return self._budgeted.recall(progress, line, self._former.signals(line), signals)
 
     def _measure_again(self, segment: Segment) -> None:
         """Losses of some rows, to see that recorded ones are those of the present weights (collective)."""

@@ -23,13 +23,13 @@ from dataflex.core.plan import Schedule, SegmentPlan
 from dataflex.ledger.files import out_of_space
 from dataflex.ledger.ledger import Ledger
 from dataflex.signals.cache import weights_digest
-from dataflex.train.budgeting import full_share, make_budget
 from dataflex.train.callback import AfterStep, EpochCounter
 from dataflex.train.chain import SegmentChain, draw_like_a_stock_loader, host_order
 from dataflex.train.checkpoint import newest_complete_checkpoint
 from dataflex.train.curator import Curator
 from dataflex.train.indexed import SAMPLE_IDS, IndexedCollator, IndexedDataset
 from dataflex.train.loggers import log_off_console
+from dataflex.train.make_budget import full_share, make_budget
 from dataflex.train.measure import Measurer
 from dataflex.train.pool import Pool, read_pool
 from dataflex.train.progress import say

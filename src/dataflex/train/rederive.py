@@ -19,7 +19,7 @@ from dataflex.ledger.findings import Finding, damage, note
 from dataflex.ledger.ledger import Ledger
 from dataflex.ledger.run_facts import Facts
 from dataflex.signals.file import read_scores
-from dataflex.train.budgeted import recorded_signals
+from dataflex.train.budget_record import recorded_signals
 from dataflex.train.decide import MIX, Decision, Situation, candidates, decide, in_turn, initial_state, part
 from dataflex.train.domains import domains_of
 from dataflex.train.method import Method

@@ -13,10 +13,10 @@ from dataflex.core.domains import sum_by_domain
 from dataflex.core.errors import ConfigError
 from dataflex.core.order import Geometry
 from dataflex.train.anchors import anchor_reader
-from dataflex.train.budgeting import shows_losses
 from dataflex.train.curator import Curator
 from dataflex.train.domains import Domains, read_proportions, weighs_domains
 from dataflex.train.host_rows import fetch
+from dataflex.train.make_budget import shows_losses
 from dataflex.train.measure import number_column
 from dataflex.train.method import Method
 from dataflex.train.pool import Pool

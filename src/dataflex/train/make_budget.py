@@ -69,7 +69,7 @@ def full_share(method: Method, plan: SegmentPlan, pool: Pool, geometry: Geometry
     flops, tokens_N = flops_of(trainer.model, has_reference=scores_own_loss(trainer)), pool.info.num_tokens_N
     trainable_N = pool.info.trainable_N
     trained = plan.num_steps * geometry.global_batch * float(flops.training(tokens_N[trainable_N]).mean())
-    return passes * float(flops.forward(tokens_N[trainable_N]).sum()) / trained
+    return passes * float(flops.forward(tokens_N[trainable_N]).sum()) / max(trained, 1.0)
 
 
 def shows_losses(trainer: Any) -> bool:
