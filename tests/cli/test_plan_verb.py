@@ -15,7 +15,8 @@ import pytest
 from cli_configs import changed, write_config
 from test_forecast import recorded
 
-from dataflex.cli.plan import plan, pool_size
+from dataflex.cli.plan import plan
+from dataflex.cli.pool_size import pool_size
 from dataflex.core.errors import ConfigError, DataFlexError
 
 pytestmark = pytest.mark.usefixtures("without_llamafactory")

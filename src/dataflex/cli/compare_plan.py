@@ -21,7 +21,8 @@ from dataflex.cli.config import (
     load_files,
     split_config,
 )
-from dataflex.cli.plan import check_first_quota, geometry_of, num_passes, pool_size, segment_plan
+from dataflex.cli.plan import check_first_quota, geometry_of, num_passes, segment_plan
+from dataflex.cli.pool_size import pool_size
 from dataflex.cli.presets import PACKAGE_COMPONENTS
 from dataflex.core.errors import ConfigError, did_you_mean, shown
 from dataflex.ledger.files import write_atomic

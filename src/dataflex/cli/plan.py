@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,7 +15,8 @@ from dataflex.algorithms.base import LIMITED_SIGNALS
 from dataflex.cli.budget import print_budget
 from dataflex.cli.config import RunConfig, check_host_keys, dataset_names, read_config
 from dataflex.cli.forecast import Speed, forecast, recorded_speed
-from dataflex.cli.train import launch_number
+from dataflex.cli.host_numbers import number
+from dataflex.cli.pool_size import PoolSize, pool_size
 from dataflex.core.draw import check_quota
 from dataflex.core.errors import ConfigError, shown
 from dataflex.core.order import Geometry, micro_batches_per_pass
@@ -43,15 +39,6 @@ PASSES: dict[str, float | None] = {
 FORWARDS_PER_TRAINED_ROW = {"full": 3.0, "freeze": 3.0, "lora": 2.0, "oft": 2.0}
 SHOWN_SEGMENTS = 40
 COUNTED_SEGMENTS = 10_000
-MOST_NUMBER = 2**63  # of anything that is counted
-
-
-@dataclass(frozen=True)
-class PoolSize:
-    """Number of raw rows, where the files can be counted."""
-
-    num_rows: int | None
-    note: str
 
 
 def plan(path: str, overrides: list[str], like: str | None = None) -> None:
@@ -94,8 +81,8 @@ def geometry_of(host: dict[str, Any], num_devices: int) -> Geometry:
     """Ranks, accumulation and micro-batch of a config, from its keys and the launch variables."""
     return Geometry(
         world_size=launch_number("NNODES", 1) * launch_number("NPROC_PER_NODE", num_devices),
-        accumulation=_number(host, "gradient_accumulation_steps", 1, whole=True),
-        micro_batch=_number(host, "per_device_train_batch_size", 8, whole=True),
+        accumulation=number(host, "gradient_accumulation_steps", 1, whole=True),
+        micro_batch=number(host, "per_device_train_batch_size", 8, whole=True),
     )
 
 
@@ -107,10 +94,10 @@ def segment_plan(config: RunConfig, geometry: Geometry, pool: PoolSize) -> Segme
         raise ConfigError(f"the length of this run depends on the size of the pool, and {pool.note}")
     drop_last = bool(config.host.get("dataloader_drop_last", False))
     num_micro_batches = micro_batches_per_pass(pool.num_rows or 1, geometry, drop_last=drop_last)
-    max_steps = _number(config.host, "max_steps", -1, whole=True)
+    max_steps = number(config.host, "max_steps", -1, whole=True)
     return (SegmentPlan.host if follows_host else SegmentPlan.dynamic)(
         config.schedule,
-        num_epochs=_number(config.host, "num_train_epochs", 3.0),
+        num_epochs=number(config.host, "num_train_epochs", 3.0),
         pool_steps=math.ceil(num_micro_batches / geometry.accumulation),
         max_steps=max_steps if max_steps > 0 else None,
     )
@@ -322,94 +309,3 @@ def what_is_measured(method: Method) -> str:
 def _needs(method: Method, progress: Progress) -> frozenset[str]:
     """Signals that a decision measures."""
     return frozenset() if method.follows_host else method.needs_at(progress)
-
-
-def _number(host: dict[str, Any], key: str, default: float, *, whole: bool = False) -> Any:
-    value = host.get(key, default)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MOST_NUMBER  # no NaN
-    if not is_number or (whole and value != int(value)):
-        what = "a whole number" if whole else "a number"
-        raise ConfigError(f"{key} is {shown(value)}; it must be {what} below {MOST_NUMBER}")
-    return int(value) if whole else value
-
-
-def _positive(key: str, value: Any) -> int:
-    """A whole number of rows, at least 1."""
-    if _number({key: value}, key, 0, whole=True) < 1:
-        raise ConfigError(f"{key} is {shown(value)}; it must be at least 1, or left out")
-    return int(value)
-
-
-def pool_size(host: dict[str, Any]) -> PoolSize:
-    """Count the raw rows of the configured data sets, as far as they are files at hand.
-
-    Rows that LLaMA-Factory drops while it converts are counted here; nothing is tokenised.
-    """
-    names = dataset_names(host)
-    if names is None:
-        raise ConfigError("dataset is missing; name a data set of dataset_info.json")
-    directory = Path(str(host.get("dataset_dir", "data")))
-    try:
-        info = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        return PoolSize(None, f"{directory / 'dataset_info.json'} cannot be read here ({type(error).__name__})")
-    if not isinstance(info, dict):
-        raise ConfigError(f"{directory / 'dataset_info.json'} holds no mapping of data set names")
-    total = 0
-    for name in names:
-        if not isinstance(info.get(name) if isinstance(name, str) else None, dict):
-            raise ConfigError(
-                f"data set {shown(name)} is not in {directory / 'dataset_info.json'}; known: {', '.join(info)}"
-            )
-        file_name = info[name].get("file_name")
-        if info[name].get("num_samples") is not None:  # LLaMA-Factory draws or repeats rows until it has this many
-            total += _limited(host, _positive(f"num_samples of {shown(name)}", info[name]["num_samples"]))
-            continue
-        if not isinstance(file_name, str) or not _is_file(directory / file_name):
-            return PoolSize(None, f"the rows of {shown(name)} are not in a file at hand")
-        counted = _count_rows(directory / file_name)
-        if counted is None:
-            return PoolSize(None, f"{file_name} is of a format that is not counted here")
-        total += _limited(host, counted)
-    if total == 0:
-        raise ConfigError(f"the data set {', '.join(names)} is empty")
-    val_size = _number(host, "val_size", 0.0)
-    if val_size < 0:
-        raise ConfigError(f"val_size is {shown(val_size)}; it must be a share below 1 or a number of rows")
-    held_out = int(val_size) if val_size >= 1 else math.ceil(val_size * total)
-    if held_out >= total:
-        raise ConfigError(f"val_size is {val_size}, which leaves nothing of the {total} rows to train on")
-    return PoolSize(total - held_out, "raw rows counted, before bad ones are dropped")
-
-
-def _limited(host: dict[str, Any], num_rows: int) -> int:
-    if host.get("max_samples") is None:
-        return num_rows
-    return min(num_rows, _positive("max_samples", host["max_samples"]))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that the file system does not take
-        return False
-
-
-def _count_rows(path: Path) -> int | None:
-    """Rows of a .jsonl, .json or .parquet file; None for another format or a file that is not what its name says."""
-    try:
-        if path.suffix == ".parquet":
-            return pq.read_metadata(path).num_rows
-        if path.suffix not in (".json", ".jsonl"):
-            return None
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError, pa.ArrowException):
-        return None
-    try:
-        content = json.loads(text) if path.suffix == ".json" else None
-    except (ValueError, RecursionError):  # one object a line, under the other ending
-        content = None
-    if content is None:
-        # Not splitlines: it also cuts at characters that may stand inside a JSON string.
-        return sum(1 for line in text.split("\n") if line.strip())
-    return len(content) if isinstance(content, list) else None
