@@ -17,6 +17,7 @@ from dataflex.cli.config import RunConfig, check_host_keys, dataset_names, read_
 from dataflex.cli.forecast import Speed, forecast, recorded_speed
 from dataflex.cli.host_numbers import number
 from dataflex.cli.pool_size import PoolSize, pool_size
+from dataflex.cli.train import launch_number
 from dataflex.core.draw import check_quota
 from dataflex.core.errors import ConfigError, shown
 from dataflex.core.order import Geometry, micro_batches_per_pass
