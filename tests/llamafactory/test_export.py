@@ -132,6 +132,55 @@ def test_without_a_record_it_exports_and_says_so(run: Path, tiny_model: Path, tm
     assert "delta_loss" in export(named, tmp_path)
 
 
+def test_without_a_record_nothing_of_an_earlier_run_stays_in_the_card(
+    run: Path, tiny_model: Path, tmp_path: Path, capsys
+) -> None:
+    import shutil
+
+    export(export_config(run, tiny_model, tmp_path), tmp_path)
+    card = tmp_path / "exported" / "README.md"
+    card.write_text(card.read_text().replace("# exported", "# Mine\n\nWritten by hand.") + "\nBelow it.\n")
+    other = tmp_path / "elsewhere"
+    shutil.copytree(run, other, ignore=shutil.ignore_patterns("dataflex", "checkpoint-*"))
+    text = export(export_config(other, tiny_model, tmp_path), tmp_path)
+    assert "dataflex" not in text.lower()
+    assert "delta_loss" not in text
+    assert "- llama-factory" in text
+    assert text.index("Written by hand.") < text.index("Below it.")
+    assert "what it said of another run is cut out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_the_best_checkpoint_names_what_it_was_trained_on(
+    config, tiny_model: Path, tmp_path: Path, is_loaded: bool
+) -> None:
+    """The greatest loss counts as the best here, so that it is not that of the last checkpoint."""
+    changes = {"eval_dataset": "other", "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps"}
+    how = {"load_best_model_at_end": is_loaded, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    run = train(config(**changes, **how, save_steps=2), tmp_path)
+    step = int(Path(Ledger(run).lines()[-1]["best_checkpoint"]).name.removeprefix("checkpoint-"))
+    assert step < 7
+    said = rows_of_card(export(export_config(run, tiny_model, tmp_path), tmp_path))
+    if is_loaded:
+        kept, best = (load_file(at / "adapter_model.safetensors") for at in (run, run / f"checkpoint-{step}"))
+        assert all(torch.equal(kept[name], best[name]) for name in kept)
+        assert said["steps"] == f"{step} of 7, 4 samples each; the best checkpoint, training went on to step 7"
+        assert said["samples"].startswith(f"{4 * step}, ")
+    else:
+        assert said["steps"] == "7 of 7, 4 samples each"
+        assert said["samples"].startswith("28, ")
+
+
+def test_a_folder_is_no_name_of_the_hub(run: Path, tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+    import shutil
+
+    shutil.copytree(tiny_model, tmp_path / "saves" / "model")
+    monkeypatch.chdir(tmp_path)
+    assert "base_model:" not in export(
+        export_config(run, tiny_model, tmp_path, model_name_or_path="saves/model"), tmp_path
+    )
+
+
 def test_a_damaged_record_is_quoted_nowhere(run: Path, tiny_model: Path, tmp_path: Path) -> None:
     path = Ledger(run).path
     path.write_bytes(path.read_bytes().replace(b'"num_rows": 8', b'"num_rows": 9'))

@@ -8,11 +8,20 @@ from typing import Any
 
 from dataflex.cli.config import load_files
 from dataflex.core.errors import ConfigError, shown
-from dataflex.ledger.card import TrainedRun, card_lines, card_section, find_run, with_section
+from dataflex.ledger.card import (
+    TrainedRun,
+    card_lines,
+    card_section,
+    find_run,
+    hub_name,
+    with_section,
+    without_section,
+)
 from dataflex.ledger.files import write_atomic
 
 RUN_KEY = "dataflex_run"  # the output_dir of the run, where the model's own folder does not lie in it
 CARD = "README.md"
+TAG = "dataflex"
 
 
 def export(path: str, overrides: list[str]) -> None:
@@ -32,7 +41,8 @@ def export(path: str, overrides: list[str]) -> None:
 
     export_model(config)
     if section is None:
-        say(f"no record of a run was found beside the model: its card names no method; {RUN_KEY} names one")
+        cut = "; what it said of another run is cut out" if _clear_card(target) else ""
+        say(f"no record of a run was found beside the model: its card names no method{cut}; {RUN_KEY} names one")
         return
     card = _write_card(target, section, config)
     say(f"how the training data were chosen stands in {card}")
@@ -88,11 +98,28 @@ def _write_card(target: Path, section: str, config: Mapping[str, Any]) -> Path:
     if text:
         card = ModelCard(text)
     else:
-        base = str(config["model_name_or_path"])
-        data = ModelCardData(library_name="transformers", base_model=base if base.count("/") == 1 else None)
+        data = ModelCardData(library_name="transformers", base_model=hub_name(str(config["model_name_or_path"])))
         card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {target.resolve().name}\n")
     tags = list(card.data.get("tags") or [])
-    card.data["tags"] = [*tags, *(tag for tag in ("dataflex", "llama-factory") if tag not in tags)]
+    card.data["tags"] = [*tags, *(tag for tag in (TAG, "llama-factory") if tag not in tags)]
     card.text = with_section(card.text, section)
     write_atomic(path, str(card).encode("utf-8"))
     return path
+
+
+def _clear_card(target: Path) -> bool:
+    """Cut an earlier run's section out of the card, which other weights lie beside now; False where it has none."""
+    from huggingface_hub import ModelCard
+
+    path = target / CARD
+    if not path.is_file():
+        return False
+    card = ModelCard(path.read_text(encoding="utf-8"))
+    text = without_section(card.text)
+    if text is None:
+        return False
+    card.text = text
+    tags = [tag for tag in card.data.get("tags") or [] if tag != TAG]
+    card.data["tags"] = tags or None
+    write_atomic(path, str(card).encode("utf-8"))
+    return True

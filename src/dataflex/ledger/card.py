@@ -56,7 +56,8 @@ def card_lines(run: TrainedRun) -> list[tuple[str, str]]:
     record, facts = found.run, found.facts
     lines = [entry.content for _, entry in sorted(found.history.in_force.items())]
     reached = _reached(found)
-    step = reached if run.step is None else min(run.step, reached)
+    best = _best_step(found) if run.step is None else None
+    step = min(reached, run.step if run.step is not None else best if best is not None else reached)
     trained = [line for line in lines if line["start"] < step]
     rows = [run.ledger.rows_of(line)[: (step - line["start"]) * facts.global_batch] for line in trained]
     drawn = np.concatenate([np.zeros(0, dtype=np.int64), *rows])
@@ -72,7 +73,7 @@ def card_lines(run: TrainedRun) -> list[tuple[str, str]]:
     updates = sum(line["update"] is not None for line in trained)
     said += [
         ("schedule", schedule),
-        ("steps", f"{step} of {facts.plan.num_steps}, {facts.global_batch} samples each"),
+        ("steps", f"{step} of {facts.plan.num_steps}, {facts.global_batch} samples each{_went_on(best, reached)}"),
         ("decisions", f"{updates}; segments of warm-up: {len(trained) - updates}"),
         ("samples", f"{len(drawn):,}, {len(np.unique(drawn)):,} different ones of a pool of {facts.num_rows:,}"),
         ("seed", str(facts.seed)),
@@ -89,11 +90,32 @@ def _reached(found: Audit) -> int:
     return ends[-1].content["step"] if found.history.has_ended else found.history.num_steps
 
 
+def _best_step(found: Audit) -> int | None:
+    """The step whose weights the run kept at its end, where that is not its last.
+
+    The host names a best checkpoint whenever it has a metric for it, also where it does not load it.
+    """
+    if not found.history.has_ended or found.run["config"].get("load_best_model_at_end") is not True:
+        return None
+    name = Path(found.history.of_kind("end")[-1].content["best_checkpoint"] or "").name
+    number = name.removeprefix("checkpoint-")
+    return int(number) if name.startswith("checkpoint-") and number.isdigit() else None
+
+
+def _went_on(best: int | None, reached: int) -> str:
+    return f"; the best checkpoint, training went on to step {reached}" if best is not None and best < reached else ""
+
+
+def hub_name(name: str) -> str | None:
+    """A model's name if it is one of the hub; None for a folder, of whose place a card says nothing."""
+    is_on_hub = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+    return name if is_on_hub else None
+
+
 def _base_model(record: Mapping[str, Any]) -> str:
     """Its name on the hub, else that of its folder alone: where it lay on this machine is nobody's business."""
     name = str(record["config"].get("model_name_or_path") or record["fingerprint"].get("model_name_or_path") or "")
-    is_on_hub = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
-    name = name if is_on_hub else Path(name).name
+    name = hub_name(name) or Path(name).name
     weights = record.get("base_weights")
     known = [name or "not recorded", *([f"frozen weights sha256 {weights}"] if isinstance(weights, str) else [])]
     return ", ".join(known)
@@ -137,3 +159,12 @@ def with_section(text: str, section: str) -> str:
     if 0 <= begin < end:
         return text[:begin] + section + text[end + len(END) :]
     return f"{text.rstrip()}\n\n{section}\n" if text.strip() else f"{section}\n"
+
+
+def without_section(text: str) -> str | None:
+    """A card's text without the section; None where it holds none."""
+    begin, end = text.find(BEGIN), text.find(END)
+    if not 0 <= begin < end:
+        return None
+    kept = [text[:begin].rstrip(), text[end + len(END) :].strip()]
+    return "\n\n".join(part for part in kept if part) + "\n"
