@@ -241,6 +241,18 @@ def test_the_numbers_are_those_of_lm_eval_on_the_same_file(
                 assert value == pytest.approx(alone["results"][name][metric], rel=1e-6)
 
 
+def test_references_without_mathematics_are_told_and_scores_are_kept(config, tmp_path: Path, monkeypatch) -> None:
+    rows = [{"input": "one ?", "output": right} for right in ("2", "yes", r"\sqrt{2}", "天空")]
+    (tmp_path / "qa.json").write_text(json.dumps(rows))
+    settings = config(metrics=["math"], data=[{"name": "qa", "path": str(tmp_path / "qa.json")}])
+    found = evaluate(settings, tmp_path)["data"]["qa"]
+    assert found["unreadable_references"] == 2
+    assert "2 of 4 references of qa hold no number or expression" in (tmp_path / "out" / "results.md").read_text()
+    monkeypatch.setattr("dataflex.evaluate.parts.math", lambda *_: pytest.fail("what is there is scored again"))
+    assert evaluate(settings, tmp_path)["data"]["qa"] == found
+    assert "unreadable_references" not in evaluate({**settings, "metrics": ["f1"]}, tmp_path)["data"]["qa"]
+
+
 # being interrupted
 
 

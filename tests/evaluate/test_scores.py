@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflex.evaluate.intervals import Bootstrap, difference_interval, mean_interval, ratio_interval
+from dataflex.evaluate.mathematics import is_readable
 from dataflex.evaluate.questions import Question
 from dataflex.evaluate.results import choice_scores, judged
 from dataflex.evaluate.scores import exact_match, f1, rouge_l, score, tokens
@@ -67,6 +68,79 @@ def test_chinese_is_counted_by_character() -> None:
 )
 def test_exact_match_and_mathematics(said: str, right: str, expected: tuple[int, int]) -> None:
     assert (exact_match(said, right), score("math", [said], [right])[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "expected"),
+    [
+        # Of LaTeX without delimiters, the library reads the first number, or nothing.
+        ("3", r"\left( 3, \frac{\pi}{2} \right)", 0),
+        (r"$\left(3,\frac{\pi}{2}\right)$", r"\left( 3, \frac{\pi}{2} \right)", 1),
+        ("the answer is 2", r"2\sqrt{3}", 0),
+        (r"\boxed{2\sqrt{3}}", r"2\sqrt{3}", 1),
+        (r"\boxed{3\sqrt{2}}", r"2\sqrt{3}", 0),
+        ("3", "3^{5}", 0),
+        ("243", "3^{5}", 1),
+        (r"\boxed{\sqrt{2}}", r"\sqrt{2}", 1),
+        (r"\sqrt{2}", r"\sqrt{2}", 1),
+        ("sqrt(2)", r"\sqrt{2}", 1),
+        (r"\sqrt{3}", r"\sqrt{2}", 0),
+        ("p - q", "p - q", 1),
+        ("$p-q$", "p - q", 1),
+        ("q - p", "p - q", 0),
+        ("x = 2", "2x", 0),
+        ("10", "10!", 0),
+        ("2", "2*pi", 0),
+        (r"The result: $2\pi$.", "2*pi", 1),
+        ("1.5", "1.5e3", 0),
+        ("1500", "1.5e3", 1),
+        ("1", "2 1/2", 0),
+        ("2.5", "2 1/2", 1),
+        ("4", "(3, 4)", 0),
+        ("(3,4)", "(3, 4)", 1),
+        ("4", "3, 4", 0),
+        ("$3$ and $4$", "3, 4", 1),
+        ("2", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", 0),
+        ("5", "x = 5", 1),
+        ("6", "x = 5", 0),
+        # Numbers, as the library reads them outside of LaTeX.
+        ("1000", "1 000", 1),
+        ("70000", "70,000", 1),
+        ("0.5", "50%", 1),
+        ("$0.5$", r"50\%", 1),
+        ("5", r"\$5", 1),
+        ("$42", "42", 1),
+        ("42", r"42\text{ apples}", 1),
+        ("5", r"5 \text{ min}", 1),
+        ("Answer:42", "42", 1),
+        ("Answer:-42", "42", 0),
+        # Chinese writes no spaces.
+        ("答案是42。", "42", 1),
+        ("答案是43。", "42", 0),
+        ("结果为42", "42", 1),
+        ("结果为-42", "42", 0),
+        ("答案：42", "42", 1),
+        ("一共有42元", "42", 1),
+        ("答案是４２", "42", 1),
+        ("答案是3/4。", "0.75", 1),
+        (r"所以$\frac{1}{2}$是答案", "0.5", 1),
+        (r"\boxed{42元}", "42", 1),
+        (r"\boxed{41元}", "42", 0),
+        ("共41元", "42元", 0),
+        ("答案是二", "42", 0),
+        # Texts without mathematics.
+        ("yes ", "yes", 1),
+        ("yes", "no", 0),
+        ("5", "Yes", 0),
+        ("", "3", 0),
+    ],
+)
+def test_mathematics_is_read_whole_and_in_chinese(said: str, right: str, expected: int) -> None:
+    assert score("math", [said], [right])[0] == expected
+
+
+def test_a_reference_without_mathematics_is_known() -> None:
+    assert [is_readable(text) for text in ("42", "p - q", "42元", "yes", "天空", "")] == [True] * 3 + [False] * 3
 
 
 def test_intervals_are_percentiles_of_means_of_redrawn_rows() -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from dataflex.cli.evaluate_config import LOSS, Evaluation, read_evaluation
+from dataflex.cli.evaluate_config import LOSS, MATH, Evaluation, read_evaluation
 from dataflex.core.errors import ConfigError
 from dataflex.evaluate import models
 from dataflex.evaluate import results as tables
@@ -133,6 +133,11 @@ class Session:
                     self._make(spec, model, what, piece, parts)
                 for task in tasks:
                     self._run_task(spec, model, task)
+        for name in filter(asked.generates, asked.questions):
+            parts = self._parts(spec, name)
+            if MATH in asked.keys.metrics and parts.mathematics(how) is None:
+                with _bar(f"{spec.name}: {name}: mathematics", len(parts.questions), "answers") as advance:
+                    parts.verify_mathematics(how, advance)
         if asked.judge is not None:
             for name in asked.questions:
                 parts = self._parts(spec, name)
@@ -206,6 +211,7 @@ class Session:
         source, questions = asked.questions[name]
         by_model: dict[str, dict[str, tables.PerRow]] = {}
         sources: dict[str, Any] = {}
+        unreadable = 0
         for spec in asked.models:
             parts, metrics = self._parts(spec, name), {}
             if questions[0].choices:
@@ -214,7 +220,10 @@ class Session:
                 answers = _there(parts.answers(how))
                 write_answers(self._answers(spec, name), questions, answers)
                 for metric in asked.keys.metrics:
-                    if metric in METRICS:
+                    if metric == MATH:
+                        scores_N, unreadable = _there(parts.mathematics(how))
+                        metrics[metric] = tables.scored(scores_N)
+                    elif metric in METRICS:
                         metrics[metric] = tables.answer_scores(metric, answers, questions)
                 if asked.judge is not None:
                     metrics["judge"] = tables.judged(_there(parts.verdicts(how, asked.judge)))
@@ -227,6 +236,7 @@ class Session:
         return {
             "path": source.path,
             "num_rows": len(questions),
+            **({"unreadable_references": unreadable} if MATH in by_model[asked.models[0].name] else {}),
             "metrics": tables.compared(by_model, asked.bootstrap),
             "sources": sources,
         }

@@ -17,6 +17,7 @@ from dataflex.evaluate.questions import FORMATS, Question, Source, read_question
 from dataflex.evaluate.scores import METRICS, NEEDS
 
 LOSS = "loss"
+MATH = "math"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EXTRA = "pip install 'dataflex[evaluate]'"
 

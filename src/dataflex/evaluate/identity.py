@@ -31,10 +31,10 @@ def file_digests(paths: Iterable[Path]) -> dict[str, str]:
     return found
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Installed versions of what a run's numbers depend on."""
     found = {"dataflex": __version__}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -13,10 +13,12 @@ import numpy as np
 from dataflex.evaluate import part_lines
 from dataflex.evaluate.generate import Generation, generate_answers
 from dataflex.evaluate.heldout import AnswerLosses, answer_losses
-from dataflex.evaluate.identity import digest
+from dataflex.evaluate.identity import digest, versions
 from dataflex.evaluate.judge import Judge
+from dataflex.evaluate.mathematics import is_readable, math
 from dataflex.evaluate.prompts import Prompter
 from dataflex.evaluate.questions import Question
+from dataflex.evaluate.scores import PACKAGES
 from dataflex.ledger.files import write_atomic
 
 Advance = Callable[[int], object]
@@ -81,6 +83,27 @@ class Parts:
         path, identity = self._answers(how)
         prompts = [prompter.prompt(question) for question in self.questions]
         generate_answers(model, prompter.tokenizer, prompts, prompter.stop_ids, how, path, identity, advance=advance)
+
+    # mathematics, at some 50 ms a row: too slow to reckon again at every start
+
+    def mathematics(self, how: Generation) -> tuple[np.ndarray, int] | None:
+        """Scores that are there, one a row, and how many references hold no mathematics."""
+        found = _read(self._path("math"), self._scored(how))
+        return None if found is None else (np.array(found["scores"], dtype=np.float64), sum(found["unreadable"]))
+
+    def verify_mathematics(self, how: Generation, advance: Advance) -> None:
+        """Score the answers that are there."""
+        scores, unreadable = [], []
+        for question, answer in zip(self.questions, self.answers(how) or [], strict=True):
+            scores.append(math(answer, question.answer))
+            unreadable.append(not is_readable(question.answer))
+            advance(1)
+        content = {"identity": self._scored(how), "scores": scores, "unreadable": unreadable}
+        write_atomic(self._path("math"), json.dumps(content).encode())
+
+    def _scored(self, how: Generation) -> str:
+        asked = {"answers": self.answers(how), "questions": self.base["questions"]}
+        return digest({**asked, "piece": "math", "versions": versions(PACKAGES)})
 
     # verdicts of a judge
 

@@ -18,7 +18,11 @@ PerRow = tuple[np.ndarray, np.ndarray]
 
 def answer_scores(metric: str, answers: Sequence[str], questions: Sequence[Question]) -> PerRow:
     """A metric of written answers, row by row."""
-    values_N = score(metric, answers, [question.answer for question in questions])
+    return scored(score(metric, answers, [question.answer for question in questions]))
+
+
+def scored(values_N: np.ndarray) -> PerRow:
+    """One number a row."""
     return values_N, np.ones(len(values_N))
 
 
@@ -155,4 +159,16 @@ def legend(results: Mapping[str, Any]) -> str:
         if len(results["models"]) > 1
         else ""
     )
-    return text + star
+    return " ".join([text + star, *_remarks(results)])
+
+
+def _remarks(results: Mapping[str, Any]) -> list[str]:
+    """What a reader of the numbers must know, a sentence each."""
+    found = []
+    for name, entry in results["data"].items():
+        if unread := entry.get("unreadable_references"):
+            found.append(
+                f"math: {unread} of {entry['num_rows']} references of {name} hold no number or expression; there only "
+                "the same text counts as right."
+            )
+    return found

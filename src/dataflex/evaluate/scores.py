@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dataflex.evaluate.mathematics import math
+
 # Letters and digits of a word together; of scripts without spaces each character alone.
 _TOKENS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 
@@ -53,13 +55,6 @@ class _RougeTokens:
         return tokens(text)
 
 
-def math(answer: str, right: str) -> float:
-    """1 where both say the same number, set or expression, by the library ``math-verify``."""
-    from math_verify import parse, verify
-
-    return float(bool(verify(parse(right), parse(answer))))
-
-
 METRICS: dict[str, Callable[[str, str], float]] = {
     "exact_match": exact_match,
     "f1": f1,
@@ -67,6 +62,8 @@ METRICS: dict[str, Callable[[str, str], float]] = {
     "math": math,
 }
 NEEDS = {"rouge_l": "rouge_score", "math": "math_verify"}
+# What scores, intervals and tasks depend on, but answers and losses do not: another version of these makes no new ones.
+PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy", "rouge-score", "scipy", "lm_eval")
 
 
 def score(metric: str, answers: Sequence[str], right: Sequence[str]) -> np.ndarray:
