@@ -87,6 +87,27 @@ def adapter(tiny_model: Path) -> Path:
     return folder
 
 
+def byte_level_tokenizer(*, special: list[str], plain: list[str] | None = None) -> Any:
+    """A byte-level BPE of few merges, as most models have one; the first special token ends a text.
+
+    Args:
+        plain: further tokens of their own, which are no special ones.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 8, trainer)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in plain or []])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[0])
+
+
 def make_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     rng = random.Random(seed)
     rows = []

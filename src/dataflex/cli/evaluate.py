@@ -51,7 +51,8 @@ def evaluate(path: str, overrides: list[str]) -> None:
 
 
 def _prompter(spec: ModelSpec, evaluation: Evaluation) -> Prompter:
-    return Prompter(load_tokenizer(spec), evaluation.keys.template, evaluation.keys.delimiter)
+    keys = evaluation.keys
+    return Prompter(load_tokenizer(spec), keys.template, keys.delimiter, enable_thinking=keys.enable_thinking)
 
 
 def _check_rows(spec: ModelSpec, evaluation: Evaluation, prompter: Prompter) -> None:
@@ -94,8 +95,10 @@ class Session:
             "questions": digest({"rows": [asdict(question) for question in questions], "format": source.format}),
             "template": keys.template,
             "delimiter": keys.delimiter,
+            "enable_thinking": keys.enable_thinking,
         }
-        return Parts(folder=self._folder / "parts" / spec.name, name=name, base=base, questions=questions)
+        folder, thoughts = self._folder / "parts" / spec.name, self._prompters[spec.name].thoughts
+        return Parts(folder=folder, name=name, base=base, questions=questions, thoughts=thoughts)
 
     def _task(self, spec: ModelSpec, task: str) -> tuple[Path, str]:
         keys = self._asked.keys
@@ -178,6 +181,7 @@ class Session:
         results: dict[str, Any] = {
             "models": {spec.name: {"model": spec.base, "adapter": spec.adapter} for spec in asked.models},
             "template": asked.keys.template,
+            "enable_thinking": asked.keys.enable_thinking,
             "generation": asdict(asked.generation),
             "bootstrap": asdict(asked.bootstrap),
             "versions": versions(),
@@ -218,13 +222,13 @@ class Session:
                 metrics |= tables.choice_scores(_there(parts.choices()), questions)
             if asked.generates(name):
                 answers = _there(parts.answers(how))
-                write_answers(self._answers(spec, name), questions, answers)
+                write_answers(self._answers(spec, name), parts.scored, answers)
                 for metric in asked.keys.metrics:
                     if metric == MATH:
                         scores_N, unreadable = _there(parts.mathematics(how))
                         metrics[metric] = tables.scored(scores_N)
                     elif metric in METRICS:
-                        metrics[metric] = tables.answer_scores(metric, answers, questions)
+                        metrics[metric] = tables.answer_scores(metric, answers, parts.scored)
                 if asked.judge is not None:
                     metrics["judge"] = tables.judged(_there(parts.verdicts(how, asked.judge)))
             if LOSS in asked.keys.metrics:
@@ -255,7 +259,7 @@ class Session:
         folder = self._folder / "dataflow"
         folder.mkdir(exist_ok=True)
         for name in named:
-            write_questions(folder / f"{name}.json", asked.questions[name][1])
+            write_questions(folder / f"{name}.json", self._parts(asked.models[0], name).scored)
         bases = {spec.name: Path(spec.base) for spec in asked.models if spec.adapter is None}
         # Absolute, since DataFlow runs in that folder.
         whole = {name: str(path.resolve() if path.is_dir() else path) for name, path in bases.items()}

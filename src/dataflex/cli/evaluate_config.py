@@ -32,6 +32,7 @@ class EvaluationKeys:
     tasks: tuple[str, ...] = ()
     template: str = "chat"
     delimiter: str = " "
+    enable_thinking: bool | None = True
     metrics: tuple[str, ...] = ("exact_match", "f1", "rouge_l", LOSS)
     generation: dict[str, Any] = field(default_factory=dict)
     bootstrap: dict[str, Any] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dataflex.evaluate.mathematics import is_readable, math
 from dataflex.evaluate.prompts import Prompter
 from dataflex.evaluate.questions import Question
 from dataflex.evaluate.scores import PACKAGES
+from dataflex.evaluate.thinking import spoken
 from dataflex.ledger.files import write_atomic
 
 Advance = Callable[[int], object]
@@ -32,12 +33,14 @@ class Parts:
         folder: where they are kept.
         name: of the file of questions.
         base: what stands for model, questions, template and versions in the identity of each piece.
+        thoughts: how thoughts before an answer begin and end; they are kept, and no part of the answer.
     """
 
     folder: Path
     name: str
     base: Mapping[str, Any]
     questions: Sequence[Question]
+    thoughts: tuple[str, str] | None = None
 
     def identity(self, **more: Any) -> str:
         return digest({**self.base, **more})
@@ -76,8 +79,23 @@ class Parts:
         return self.folder / f"{self.name}.answers.jsonl", self.identity(piece="answers", generation=asdict(how))
 
     def answers(self, how: Generation) -> list[str] | None:
-        """The answers, if all are there."""
-        return self._whole(part_lines.read(*self._answers(how)))
+        """The answers without their thoughts, if all are there."""
+        found = self._whole(part_lines.read(*self._answers(how)))
+        return None if found is None else [self._spoken(text) for text in found]
+
+    @property
+    def scored(self) -> list[Question]:
+        """The questions with what answers are compared with: the right ones without their thoughts."""
+        return [replace(question, answer=self._spoken(question.answer)) for question in self.questions]
+
+    def _compared(self, how: Generation) -> dict[str, Any]:
+        """What scores depend on: the answers themselves, not what those depend on."""
+        scored = self.scored
+        right = {} if scored == list(self.questions) else {"right": [question.answer for question in scored]}
+        return {"answers": self.answers(how), "questions": self.base["questions"], **right}
+
+    def _spoken(self, text: str) -> str:
+        return text if self.thoughts is None else spoken(text, self.thoughts)
 
     def generate(self, model: Any, prompter: Prompter, how: Generation, advance: Advance) -> None:
         path, identity = self._answers(how)
@@ -94,7 +112,7 @@ class Parts:
     def verify_mathematics(self, how: Generation, advance: Advance) -> None:
         """Score the answers that are there."""
         scores, unreadable = [], []
-        for question, answer in zip(self.questions, self.answers(how) or [], strict=True):
+        for question, answer in zip(self.scored, self.answers(how) or [], strict=True):
             scores.append(math(answer, question.answer))
             unreadable.append(not is_readable(question.answer))
             advance(1)
@@ -102,8 +120,7 @@ class Parts:
         write_atomic(self._path("math"), json.dumps(content).encode())
 
     def _scored(self, how: Generation) -> str:
-        asked = {"answers": self.answers(how), "questions": self.base["questions"]}
-        return digest({**asked, "piece": "math", "versions": versions(PACKAGES)})
+        return digest({**self._compared(how), "piece": "math", "versions": versions(PACKAGES)})
 
     # verdicts of a judge
 
@@ -119,7 +136,7 @@ class Parts:
         advance(len(there))
         rows = {
             row: (question.text, question.answer, answer)
-            for row, (question, answer) in enumerate(zip(self.questions, answers, strict=True))
+            for row, (question, answer) in enumerate(zip(self.scored, answers, strict=True))
             if row not in there
         }
         for row, verdict in judge.verdicts(rows):
@@ -128,8 +145,8 @@ class Parts:
 
     def _judged(self, how: Generation, judge: Judge) -> tuple[Path, str]:
         asked = {name: getattr(judge, name) for name in ("base_url", "model", "prompt")}
-        # Of the answers themselves, not of what they depend on: the same answer needs no second verdict.
-        identity = digest({"answers": self.answers(how), "questions": self.base["questions"], "judge": asked})
+        # The same answer needs no second verdict.
+        identity = digest({**self._compared(how), "judge": asked})
         return self.folder / f"{self.name}.judge.jsonl", identity
 
     def _whole(self, found: Mapping[int, Any]) -> list[Any] | None:

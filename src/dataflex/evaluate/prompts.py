@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from dataflex.core.errors import ConfigError, did_you_mean, shown
+from dataflex.evaluate.chat import Chat
 from dataflex.evaluate.questions import Question
+from dataflex.evaluate.thinking import THINK
 from dataflex.signals.head import IGNORE_INDEX
 
 PLAIN, CHAT = "plain", "chat"
@@ -18,34 +21,45 @@ class Prompter:
         template: ``plain``: the question, ``delimiter``, the answer, and nothing else; ``chat``: the tokenizer's own
             chat template; else the name of a template of LLaMA-Factory.
         delimiter: between question and answer, for ``plain``.
+        enable_thinking: what templates of reasoning models are told.
 
     Raises:
         ConfigError: no such template, or a tokenizer without one.
     """
 
-    def __init__(self, tokenizer: Any, template: str, delimiter: str = " ") -> None:
+    def __init__(
+        self, tokenizer: Any, template: str, delimiter: str = " ", *, enable_thinking: bool | None = True
+    ) -> None:
         self.tokenizer, self._template, self._delimiter = tokenizer, template, delimiter
+        self._chat = Chat(tokenizer, enable_thinking) if template == CHAT else None
         self._factory: Any = None
-        if template == CHAT and not getattr(tokenizer, "chat_template", None):
-            raise ConfigError("the tokenizer has no chat template; set template: plain, or a template of LLaMA-Factory")
         if template not in (PLAIN, CHAT):
-            self._factory = _factory_template(tokenizer, template)
+            # A copy, since LLaMA-Factory's own is shared by all who name it.
+            found = _factory_template(tokenizer, template, enable_thinking)
+            self._factory = replace(found, enable_thinking=enable_thinking)
 
     @property
     def stop_ids(self) -> list[int]:
         """Tokens that end an answer: the tokenizer's own, and what the template says of LLaMA-Factory's."""
         if self._factory is not None:
             return sorted(self._factory.get_stop_token_ids(self.tokenizer))
-        return [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
+        own = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
+        return sorted({*own, *(self._chat.stop_ids if self._chat is not None else [])})
+
+    @property
+    def thoughts(self) -> tuple[str, str] | None:
+        """How the thoughts before an answer begin and end; None where text is only text."""
+        if self._factory is not None:
+            opening, closing = self._factory.thought_words
+            return opening.strip(), closing.strip()
+        return THINK if self._chat is not None else None
 
     def prompt(self, question: Question) -> list[int]:
         """Tokens up to where the answer begins."""
         if self._template == PLAIN:
             return self.tokenizer(self._plain(question)).input_ids
-        if self._template == CHAT:
-            return _ids(
-                self.tokenizer.apply_chat_template(_messages(question), add_generation_prompt=True, tokenize=True)
-            )
+        if self._chat is not None:
+            return self._chat.prompt(_messages(question))
         return self._encoded(question, "")[0]
 
     def row(self, question: Question, answer: str) -> dict[str, list[int]]:
@@ -58,15 +72,14 @@ class Prompter:
             whole = self.tokenizer(stripped + continuation).input_ids
             prompt = self.tokenizer(stripped).input_ids
             answered = whole[len(prompt) :]
-        elif self._template == CHAT:
-            prompt = self.prompt(question)
-            said = [*_messages(question), {"role": "assistant", "content": answer}]
-            whole = _ids(self.tokenizer.apply_chat_template(said, tokenize=True))
-            answered = whole[len(prompt) :]
-            if whole[: len(prompt)] != prompt:
-                answered = [*self.tokenizer(answer, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
+        elif self._chat is not None:
+            prompt, answered = self._chat.row(_messages(question), answer)
         else:
             prompt, answered = self._encoded(question, answer)
+            empty = self._factory.get_thought_word_ids(self.tokenizer)
+            # Empty thoughts, which the template of a reasoning model puts before an answer that has none.
+            if self._factory.thought_words[1].strip() not in answer and answered[: len(empty)] == empty:
+                prompt, answered = prompt + empty, answered[len(empty) :]
         return {"input_ids": [*prompt, *answered], "labels": [IGNORE_INDEX] * len(prompt) + list(answered)}
 
     def _plain(self, question: Question) -> str:
@@ -87,12 +100,7 @@ def _messages(question: Question) -> list[dict[str, str]]:
     ]
 
 
-def _ids(encoded: Any) -> list[int]:
-    """Newer transformers give a mapping where older ones give the tokens."""
-    return list(encoded["input_ids"] if hasattr(encoded, "keys") else encoded)
-
-
-def _factory_template(tokenizer: Any, name: str) -> Any:
+def _factory_template(tokenizer: Any, name: str, enable_thinking: bool | None) -> Any:
     try:
         from llamafactory.data import get_template_and_fix_tokenizer
         from llamafactory.data.template import TEMPLATES
@@ -106,4 +114,4 @@ def _factory_template(tokenizer: Any, name: str) -> Any:
         raise ConfigError(
             f"template is {shown(name)}{did_you_mean(name, known)}; write plain, chat, or one of LLaMA-Factory"
         )
-    return get_template_and_fix_tokenizer(tokenizer, DataArguments(template=name))
+    return get_template_and_fix_tokenizer(tokenizer, DataArguments(template=name, enable_thinking=enable_thinking))
