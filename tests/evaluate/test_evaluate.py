@@ -536,20 +536,21 @@ def test_a_judge_is_asked_once_and_its_key_is_written_nowhere(config, tmp_path: 
     monkeypatch.setenv("OUR_KEY", "very-secret-key")
     judge = {"base_url": f"http://127.0.0.1:{server.server_port}/v1", "model": "m", "key_env": "OUR_KEY"}
     results = evaluate(config(judge=judge, metrics=["loss"]), tmp_path)
-    assert len(Service.asked) == 12
+    assert len(Service.asked) == 1 + 12, "one question that tries the judge, and one a row"
     assert Service.asked[0]["key"] == "Bearer very-secret-key"
-    said = [len(request["messages"][0]["content"]) % 2 == 0 for request in Service.asked]
+    said = [len(request["messages"][0]["content"]) % 2 == 0 for request in Service.asked[1:]]
     assert results["data"]["qa"]["metrics"]["judge"]["models"]["tiny"]["value"] == pytest.approx(np.mean(said))
     evaluate(config(judge=judge, metrics=["loss"]), tmp_path)
-    assert len(Service.asked) == 12, "finished pieces are not asked again"
+    assert len(Service.asked) == 1 + 12, "finished pieces are not asked again"
     part = tmp_path / "out" / "parts" / "tiny" / "qa.judge.jsonl"
     part.write_bytes(b"".join(part.read_bytes().splitlines(keepends=True)[:8]) + b'{"row": 3, "va')
     assert evaluate(config(judge=judge, metrics=["loss"]), tmp_path) == results
-    assert len(Service.asked) == 12 + 5, "after a kill only what is missing is asked"
+    assert len(Service.asked) == 1 + 12 + 1 + 5, "after a kill only what is missing is asked"
     everything = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert b"very-secret-key" not in everything
     server.shutdown()
     other = {**judge, "base_url": "http://127.0.0.1:9/v1"}
-    monkeypatch.setattr("openai._constants.DEFAULT_MAX_RETRIES", 0)
+    monkeypatch.setattr("dataflex.evaluate.judge.RETRIES", 0)
+    monkeypatch.setattr("dataflex.cli.evaluate.loaded", lambda *_: pytest.fail("a model is loaded"))
     with pytest.raises(DataFlexError, match="cannot be asked"):
-        evaluate(config(judge=other, metrics=["loss"]), tmp_path)
+        evaluate(config(judge=other, metrics=["loss"], output_dir=str(tmp_path / "new")), tmp_path)

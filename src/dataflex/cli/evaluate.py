@@ -43,6 +43,7 @@ def evaluate(path: str, overrides: list[str]) -> None:
     lock.take(folder / ".evaluate.lock")
     try:
         session = Session(evaluation, folder, prompters)
+        session.probe_judge()
         for spec in evaluation.models:
             session.measure(spec)
         session.finish()
@@ -108,12 +109,22 @@ class Session:
                 "task": self._asked.task_digests[task],
                 "limit": keys.task_limit,
                 "batch": keys.task_batch_size,
-                "bootstrap": asdict(self._asked.bootstrap),
+                "resamples": self._asked.bootstrap.resamples,
             }
         )
         return self._folder / "parts" / spec.name / f"task.{task.replace('/', '_')}.json", identity
 
     # measuring
+
+    def probe_judge(self) -> None:
+        """Ask the judge one question if it will be needed: before hours of generation, not after."""
+        asked = self._asked
+        if asked.judge is None:
+            return
+        for spec in asked.models:
+            for name in filter(asked.generates, asked.questions):
+                if self._parts(spec, name).verdicts(asked.generation, asked.judge) is None:
+                    return asked.judge.probe()
 
     def measure(self, spec: ModelSpec) -> None:
         """Make the pieces of one model that are not there; the model is loaded only if one is missing."""
@@ -164,12 +175,12 @@ class Session:
         self._say(f"{spec.name}: task {task}")
         found = run_task(
             model,
-            self._prompters[spec.name].tokenizer,
+            load_tokenizer(spec),
             task,
             include_path=keys.task_dir,
             batch_size=keys.task_batch_size,
             limit=keys.task_limit,
-            how=self._asked.bootstrap,
+            resamples=self._asked.bootstrap.resamples,
         )
         write_task(*self._task(spec, task), found)
 
@@ -215,7 +226,7 @@ class Session:
         source, questions = asked.questions[name]
         by_model: dict[str, dict[str, tables.PerRow]] = {}
         sources: dict[str, Any] = {}
-        unreadable = 0
+        unreadable, refused = 0, {}
         for spec in asked.models:
             parts, metrics = self._parts(spec, name), {}
             if questions[0].choices:
@@ -230,7 +241,8 @@ class Session:
                     elif metric in METRICS:
                         metrics[metric] = tables.answer_scores(metric, answers, parts.scored)
                 if asked.judge is not None:
-                    metrics["judge"] = tables.judged(_there(parts.verdicts(how, asked.judge)))
+                    verdicts_N, refused[spec.name] = _there(parts.verdicts(how, asked.judge))
+                    metrics["judge"] = tables.judged(verdicts_N)
             if LOSS in asked.keys.metrics:
                 losses = _there(parts.losses())
                 metrics[LOSS] = (losses.loss_sums_N, losses.tokens_N)
@@ -241,6 +253,7 @@ class Session:
             "path": source.path,
             "num_rows": len(questions),
             **({"unreadable_references": unreadable} if MATH in by_model[asked.models[0].name] else {}),
+            **({"judge_refused": refused} if refused else {}),
             "metrics": tables.compared(by_model, asked.bootstrap),
             "sources": sources,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dataflex.evaluate import part_lines
 from dataflex.evaluate.generate import Generation, generate_answers
 from dataflex.evaluate.heldout import AnswerLosses, answer_losses
 from dataflex.evaluate.identity import digest, versions
-from dataflex.evaluate.judge import Judge
+from dataflex.evaluate.judge import REFUSED, Judge
 from dataflex.evaluate.mathematics import is_readable, math
 from dataflex.evaluate.prompts import Prompter
 from dataflex.evaluate.questions import Question
@@ -124,10 +125,13 @@ class Parts:
 
     # verdicts of a judge
 
-    def verdicts(self, how: Generation, judge: Judge) -> np.ndarray | None:
-        """The judge's verdicts that are there."""
+    def verdicts(self, how: Generation, judge: Judge) -> tuple[np.ndarray, int] | None:
+        """The judge's verdicts that are there, NaN where it gave none, and how many questions its service refused."""
         found = self._whole(part_lines.read(*self._judged(how, judge)))
-        return None if found is None else np.array(found, dtype=np.float64)
+        if found is None:
+            return None
+        verdicts = [None if verdict == REFUSED else verdict for verdict in found]
+        return np.array(verdicts, dtype=np.float64), found.count(REFUSED)
 
     def ask(self, how: Generation, judge: Judge, advance: Advance) -> None:
         """Each verdict is kept as it comes: it may cost money."""
@@ -139,9 +143,11 @@ class Parts:
             for row, (question, answer) in enumerate(zip(self.scored, answers, strict=True))
             if row not in there
         }
-        for row, verdict in judge.verdicts(rows):
-            part_lines.append(part, {row: verdict})
-            advance(1)
+        # Closed at once when it is interrupted: nothing more is sent.
+        with closing(judge.verdicts(rows)) as verdicts:
+            for row, verdict in verdicts:
+                part_lines.append(part, {row: verdict})
+                advance(1)
 
     def _judged(self, how: Generation, judge: Judge) -> tuple[Path, str]:
         asked = {name: getattr(judge, name) for name in ("base_url", "model", "prompt")}

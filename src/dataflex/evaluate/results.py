@@ -67,14 +67,9 @@ def compared(by_model: Mapping[str, Mapping[str, PerRow]], how: Bootstrap) -> di
     for metric in by_model[first]:
         entry: dict[str, Any] = {"models": {}, "difference_from": first, "differences": {}}
         for model, metrics in by_model.items():
-            sums_N, counts_N = metrics[metric]
-            is_mean = bool(np.all(counts_N == 1))
-            interval = mean_interval(sums_N, how) if is_mean else ratio_interval(sums_N, counts_N, how)
-            entry["models"][model] = {**as_json(interval), "num_rows": int(np.count_nonzero(counts_N))}
+            entry["models"][model] = _number(metrics[metric], how)
             if model != first:
-                entry["differences"][model] = as_json(
-                    difference_interval(metrics[metric], by_model[first][metric], how)
-                )
+                entry["differences"][model] = _difference(metrics[metric], by_model[first][metric], how)
         found[metric] = entry
         if metric == "loss":
             perplexity = {
@@ -83,6 +78,26 @@ def compared(by_model: Mapping[str, Mapping[str, PerRow]], how: Bootstrap) -> di
             }
             found["perplexity"] = {"models": perplexity, "difference_from": first, "differences": {}}
     return found
+
+
+def _number(rows: PerRow, how: Bootstrap) -> dict[str, Any]:
+    (sums_N, counts_N), num_rows = rows, int(np.count_nonzero(rows[1]))
+    if not num_rows:
+        return {"value": None, "low": None, "high": None, "num_rows": 0}
+    # A row that counts nothing, such as one without a verdict, is not drawn: a draw might hold no other.
+    sums_N, counts_N = sums_N[counts_N > 0], counts_N[counts_N > 0]
+    is_mean = bool(np.all(counts_N == 1))
+    interval = mean_interval(sums_N, how) if is_mean else ratio_interval(sums_N, counts_N, how)
+    return {**as_json(interval), "num_rows": num_rows}
+
+
+def _difference(ours: PerRow, theirs: PerRow, how: Bootstrap) -> dict[str, Any]:
+    """Over the rows that both have: of a judge's verdicts, those of one model may be the harder ones."""
+    both_N = (ours[1] > 0) & (theirs[1] > 0)
+    if not both_N.any():
+        return {"value": None, "low": None, "high": None, "num_rows": 0}
+    mine, other = ((sums_N[both_N], counts_N[both_N]) for sums_N, counts_N in (ours, theirs))
+    return {**as_json(difference_interval(mine, other, how)), "num_rows": int(both_N.sum())}
 
 
 def as_json(interval: Interval) -> dict[str, float | None]:
@@ -171,4 +186,13 @@ def _remarks(results: Mapping[str, Any]) -> list[str]:
                 f"math: {unread} of {entry['num_rows']} references of {name} hold no number or expression; there only "
                 "the same text counts as right."
             )
+        judge = entry["metrics"].get("judge")
+        for model, numbers in judge["models"].items() if judge else ():
+            if numbers["num_rows"] < entry["num_rows"]:
+                refused = entry["judge_refused"][model]
+                found.append(
+                    f"judge: {numbers['num_rows']} of {entry['num_rows']} answers of {model} to {name} have a verdict"
+                    + (f" (the service refused {refused} of the questions)" if refused else "")
+                    + "; a difference is over the rows where both models have one."
+                )
     return found
