@@ -435,9 +435,9 @@ def test_an_adapter_that_is_none_is_a_sentence(config, tiny_model: Path, tmp_pat
 
 def test_a_package_that_is_missing_is_a_sentence(config, tmp_path: Path, monkeypatch) -> None:
     original = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rouge_score" else original(name))
-    with pytest.raises(ConfigError, match=r"the metric rouge_l needs the package rouge_score.*dataflex\[evaluate\]"):
-        evaluate(config(), tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "math_verify" else original(name))
+    with pytest.raises(ConfigError, match=r"the metric math needs the package math_verify.*dataflex\[evaluate\]"):
+        evaluate(config(metrics=["math"]), tmp_path)
 
 
 # formats and other tools

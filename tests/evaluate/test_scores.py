@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import time
+import types
 from collections import Counter
 
 import numpy as np
@@ -37,6 +39,53 @@ def test_rouge_l_is_the_longest_common_subsequence(said: str, right: str) -> Non
         precision, recall = common / len(left), common / len(other)
         expected = 2 * precision * recall / (precision + recall)
     assert rouge_l(said, right) == pytest.approx(expected)
+
+
+texts = st.text(st.sampled_from("ab c是四-5.'é+✓"), max_size=30)
+
+
+@given(texts, texts)
+def test_rouge_l_is_that_of_the_package(said: str, right: str) -> None:
+    scorer = pytest.importorskip("rouge_score.rouge_scorer")
+    tokenizer = types.SimpleNamespace(tokenize=tokens)  # its own knows a to z and 0 to 9 only
+    theirs = scorer.RougeScorer(["rougeL"], tokenizer=tokenizer).score(right, said)["rougeL"].fmeasure
+    assert rouge_l(said, right) == pytest.approx(theirs)
+
+
+def test_rouge_l_of_long_texts_takes_no_time() -> None:
+    rng = np.random.default_rng(0)
+    said, right = ("".join(chr(0x4E00 + i) for i in rng.integers(0, 300, 800)) for _ in range(2))
+    began = time.process_time()
+    for _ in range(10):
+        rouge_l(said, right)
+    assert time.process_time() - began < 2, "a table in Python takes 2 s a row"
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "expected"),
+    [
+        ("+", "-", 0),
+        ("", "+", 0),
+        ("😀", "✓", 0),
+        ("✓ ", "✓", 1),
+        ("", "", 1),
+        ("-5", "5", 0),
+        ("结果为-5", "结果为5", 6 / 8),
+        ("−5", "-5", 1),
+        ("3-5", "3 5", 1),
+        ("3.5", "5.3", 0),
+        ("1,000", "1000", 1),
+        ("don't", "dont", 1),
+        ("don’t", "don't", 1),
+        ("４２", "42", 1),
+        ("café", "café", 1),
+        ("कि", "की", 0),
+        ("की", "की", 1),
+        ("が", "が", 1),
+    ],
+)
+def test_f1_of_signs_marks_and_texts_without_words(said: str, right: str, expected: float) -> None:
+    assert f1(said, right) == expected
 
 
 @given(words, words)
