@@ -407,6 +407,9 @@ def test_a_piece_of_something_else_is_not_used(
         ({"generation": {"max_new_tokens": 0}}, "max_new_tokens is 0"),
         ({"generation": {"max_new_tokens": 125}}, "tokens with its answer, and tiny was made for 128"),
         ({"generation": {"temperature": -1.0}}, "temperature is -1"),
+        ({"generation": {"seed": -1}}, "generation: seed is -1; it must be at least 0"),
+        ({"generation": {"until": ["x", ""]}}, r"until is \['x', ''\]; it must be texts of at least one character"),
+        ({"bootstrap": {"seed": -1}}, "bootstrap: seed is -1; it must be at least 0"),
         ({"bootstrap": {"confidence": 1.5}}, "a confidence between 0 and 1"),
         ({"judge": {"base_url": "http://x", "model": "m", "key_env": "NOT_SET_ANYWHERE"}}, "NOT_SET_ANYWHERE"),
         ({"judge": {"base_url": "http://x", "model": "m", "prompt": "hm"}}, r"holds no \{question\}"),
@@ -425,6 +428,43 @@ def test_a_mistake_is_one_sentence_before_a_model_is_loaded(config, tmp_path: Pa
     with pytest.raises(ConfigError, match=said):
         evaluate(config(**changes), tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"),
+    [
+        (["hello", "hi"], "has the turn 'hello'; write it as a mapping"),
+        ([{"from": ["human"], "value": "a"}], r"has a turn of \['human'\]; known: human"),
+        ([{"from": "human", "value": 3}], "has a turn that says 3; a text is needed"),
+        ([None], "has the turn None"),
+    ],
+)
+def test_a_turn_that_is_none_is_a_sentence(tmp_path: Path, turns: list[Any], said: str) -> None:
+    (tmp_path / "s.json").write_text(json.dumps([{"conversations": turns}]))
+    with pytest.raises(ConfigError, match=f"row 0 of .* {said}"):
+        read_questions(Source(name="s", path=str(tmp_path / "s.json"), format="sharegpt"))
+
+
+def test_true_is_no_place_among_choices(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps([{"input": "a", "output": True, "choices": ["x", "y"]}]))
+    with pytest.raises(ConfigError, match=r"output of row 0 of .* is True, none of its choices"):
+        read_questions(Source(name="c", path=str(tmp_path / "c.json"), choices="choices"))
+
+
+@pytest.mark.parametrize("question", ["", "  "])
+def test_a_question_without_a_token_is_a_sentence(config, tmp_path: Path, question: str) -> None:
+    """The tiny model's tokenizer puts no token before a text."""
+    rows = [*make_rows(2), {"input": question, "output": "red fox", "task": "a"}]
+    (tmp_path / "qa.json").write_text(json.dumps(rows))
+    with pytest.raises(ConfigError, match=r"row 2 of .* has an empty question"):
+        evaluate(config(), tmp_path)
+
+
+def test_an_output_dir_that_is_a_file_is_a_sentence(config, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ConfigError, match=r"output_dir is '.*out', where no folder can be made \(File exists\)"):
+        evaluate(config(), tmp_path)
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_an_adapter_that_is_none_is_a_sentence(config, tiny_model: Path, tmp_path: Path) -> None:
@@ -454,6 +494,10 @@ def test_alpaca_and_sharegpt_rows_are_read(tmp_path: Path) -> None:
     (second,) = read_questions(Source(name="s", path=str(tmp_path / "sharegpt.jsonl"), format="sharegpt"))
     assert (second.text, second.answer) == ("c", "d")
     assert second.turns == (("system", "be"), ("user", "a"), ("assistant", "b"))
+    for row in ({"system": "", **sharegpt[0]}, {"system": "be", "conversations": sharegpt[0]["conversations"][1:]}):
+        (tmp_path / "system.jsonl").write_text(json.dumps(row))
+        (third,) = read_questions(Source(name="s", path=str(tmp_path / "system.jsonl"), format="sharegpt"))
+        assert third == second, "an empty system prompt is none"
 
 
 @pytest.mark.parametrize("template", ["plain", "chat", "default"])
@@ -526,6 +570,29 @@ class Service(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         pass
+
+
+def test_judge_and_dataflow_get_the_whole_conversation(config, tmp_path: Path, monkeypatch) -> None:
+    turns = [("human", "red fox"), ("gpt", "blue dog"), ("human", "one ?"), ("gpt", "two")]
+    long = {"system": "moon", "conversations": [{"from": role, "value": text} for role, text in turns]}
+    short = {"conversations": long["conversations"][2:]}
+    (tmp_path / "qa.json").write_text(json.dumps([long, short]))
+    monkeypatch.setenv("OUR_KEY", "key")
+    seen: dict[int, tuple[str, str, str]] = {}
+
+    def verdicts(judge: Any, rows: Any) -> Any:
+        seen.update(rows)
+        yield from ((row, 1.0) for row in rows)
+
+    monkeypatch.setattr("dataflex.evaluate.judge.Judge.probe", lambda judge: None)
+    monkeypatch.setattr("dataflex.evaluate.judge.Judge.verdicts", verdicts)
+    judge = {"base_url": "http://x/v1", "model": "m", "key_env": "OUR_KEY"}
+    data = [{"name": "qa", "path": str(tmp_path / "qa.json"), "format": "sharegpt"}]
+    evaluate(config(data=data, judge=judge, metrics=["f1"]), tmp_path)
+    asked = ["System: moon\n\nUser: red fox\n\nAssistant: blue dog\n\nUser: one ?", "one ?"]
+    assert [seen[row][0] for row in (0, 1)] == asked
+    for file in ("answers/qa_answers_tiny.json", "dataflow/qa.json"):
+        assert [row["input"] for row in json.loads((tmp_path / "out" / file).read_text())] == asked
 
 
 @pytest.mark.long

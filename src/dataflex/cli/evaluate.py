@@ -15,7 +15,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from dataflex.cli.evaluate_config import LOSS, MATH, Evaluation, read_evaluation
-from dataflex.core.errors import ConfigError
+from dataflex.core.errors import ConfigError, shown
 from dataflex.evaluate import models
 from dataflex.evaluate import results as tables
 from dataflex.evaluate.dataflow_files import write_answers, write_configs, write_questions
@@ -26,6 +26,7 @@ from dataflex.evaluate.prompts import Prompter
 from dataflex.evaluate.scores import METRICS
 from dataflex.ledger import lock
 from dataflex.ledger.files import write_atomic
+from dataflex.signals.head import IGNORE_INDEX
 
 
 def evaluate(path: str, overrides: list[str]) -> None:
@@ -39,7 +40,12 @@ def evaluate(path: str, overrides: list[str]) -> None:
     for spec in evaluation.models:
         _check_rows(spec, evaluation, prompters[spec.name])
     folder = Path(evaluation.keys.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir is {shown(str(folder))}, where no folder can be made ({error.strerror or error}); name another"
+        ) from error
     lock.take(folder / ".evaluate.lock")
     try:
         session = Session(evaluation, folder, prompters)
@@ -61,7 +67,14 @@ def _check_rows(spec: ModelSpec, evaluation: Evaluation, prompter: Prompter) -> 
     (limit, num_tokens), new = models.limits(spec), evaluation.generation.max_new_tokens
     for name, (source, questions) in evaluation.questions.items():
         for number, question in enumerate(questions):
-            ids = prompter.row(question, question.answer)["input_ids"]
+            row = prompter.row(question, question.answer)
+            ids = row["input_ids"]
+            # Without a token before it, nothing gives the answer's first token a loss.
+            if row["labels"][:1] != [IGNORE_INDEX]:
+                raise ConfigError(
+                    f"row {number} of {source.path} has an empty question, of which the template "
+                    f"{evaluation.keys.template} makes no token for {spec.name}; write it, or take the row out"
+                )
             if num_tokens is not None and max(ids, default=0) >= num_tokens and spec.adapter is None:
                 raise ConfigError(
                     f"template is {evaluation.keys.template}, which uses tokens that {spec.name} does not have; take "

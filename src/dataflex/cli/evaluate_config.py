@@ -19,6 +19,7 @@ from dataflex.evaluate.scores import METRICS, NEEDS
 LOSS = "loss"
 MATH = "math"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MOST_SEED = 2**32  # of numpy, which tasks of the harness draw with
 EXTRA = "pip install 'dataflex[evaluate]'"
 
 
@@ -92,6 +93,8 @@ def read_evaluation(path: str, overrides: list[str]) -> Evaluation:
             f"bootstrap has {bootstrap.resamples} resamples and confidence {bootstrap.confidence}; there must be at "
             "least 1, and a confidence between 0 and 1"
         )
+    if not 0 <= bootstrap.seed < MOST_SEED:
+        raise ConfigError(f"bootstrap: seed is {bootstrap.seed}; it must be at least 0 and below {MOST_SEED}")
     judge = build(Judge, keys.judge, where="judge: ") if keys.judge is not None else None
     for number, name in ((keys.task_limit, "task_limit"), (keys.task_batch_size, "task_batch_size")):
         if number is not None and number < 1:
@@ -142,6 +145,8 @@ def _check_generation(how: Generation) -> None:
         ("batch_tokens", how.batch_tokens, how.batch_tokens >= 1, "at least 1"),
         ("temperature", how.temperature, 0 <= how.temperature < float("inf"), "0 or more"),
         ("top_p", how.top_p, 0 < how.top_p <= 1, "above 0, at most 1"),
+        ("seed", how.seed, 0 <= how.seed < MOST_SEED, f"at least 0 and below {MOST_SEED}"),
+        ("until", list(how.until), all(how.until), "texts of at least one character: an empty one ends every answer"),
     ):
         if not fits:
             raise ConfigError(f"generation: {name} is {value}; it must be {meant}")

@@ -15,9 +15,12 @@ KEYS = ("input", "output", "model_generated_answer")
 
 
 def write_answers(path: Path, questions: Sequence[Question], answers: Sequence[str]) -> None:
-    """A JSON list of ``input``, ``output`` and ``model_generated_answer``, in the order of the file."""
+    """A JSON list of ``input``, ``output`` and ``model_generated_answer``, in the order of the file.
+
+    The input of a row with earlier turns is all of them as a text.
+    """
     rows = [
-        dict(zip(KEYS, (question.text, question.answer, answer), strict=True))
+        dict(zip(KEYS, (question.conversation, question.answer, answer), strict=True))
         for question, answer in zip(questions, answers, strict=True)
     ]
     write_atomic(path, json.dumps(rows, ensure_ascii=False, indent=1).encode())
@@ -25,7 +28,7 @@ def write_answers(path: Path, questions: Sequence[Question], answers: Sequence[s
 
 def write_questions(path: Path, questions: Sequence[Question]) -> None:
     """The questions and references alone, for the commands that generate anew."""
-    rows = [{"input": question.text, "output": question.answer} for question in questions]
+    rows = [{"input": question.conversation, "output": question.answer} for question in questions]
     write_atomic(path, json.dumps(rows, ensure_ascii=False, indent=1).encode())
 
 

@@ -139,7 +139,7 @@ class Parts:
         answers, there = self.answers(how) or [], part_lines.begin(part, identity)
         advance(len(there))
         rows = {
-            row: (question.text, question.answer, answer)
+            row: (question.conversation, question.answer, answer)
             for row, (question, answer) in enumerate(zip(self.scored, answers, strict=True))
             if row not in there
         }

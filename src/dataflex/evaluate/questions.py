@@ -49,6 +49,22 @@ class Question:
     right: int = -1  # place of the answer among the choices
     source: str = ""
 
+    @property
+    def conversation(self) -> str:
+        """All that the model was asked, for readers who see a text only; without earlier turns the question alone.
+
+        >>> turns = (("user", "Is 2 even?"), ("assistant", "Yes"))
+        >>> print(Question(text="And 3?", answer="No", turns=turns).conversation)
+        User: Is 2 even?
+        <BLANKLINE>
+        Assistant: Yes
+        <BLANKLINE>
+        User: And 3?
+        """
+        if not self.turns:
+            return self.text
+        return "\n\n".join(f"{role.capitalize()}: {text}" for role, text in (*self.turns, ("user", self.text)))
+
 
 def read_questions(source: Source) -> list[Question]:
     """Read and check all rows.
@@ -99,7 +115,9 @@ def _question(row: Any, number: int, source: Source) -> Question:
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
         raise ConfigError(f"{source.choices} of row {number} of {source.path} is no list of two texts or more")
     answer = _column(row, source.answer, number, source)
-    right = answer if isinstance(answer, int) else choices.index(answer) if answer in choices else -1
+    # True is a whole number to Python, and no place.
+    is_place = isinstance(answer, int) and not isinstance(answer, bool)
+    right = answer if is_place else choices.index(answer) if answer in choices else -1
     if not 0 <= right < len(choices):
         raise ConfigError(f"{source.answer} of row {number} of {source.path} is {shown(answer)}, none of its choices")
     return Question(text=text, answer=choices[right], choices=tuple(choices), right=right, source=label)
@@ -112,15 +130,21 @@ def _conversation(row: Mapping[str, Any], number: int, source: Source, label: st
         raise ConfigError(f"row {number} of {source.path} has no conversations; set format: qa or alpaca")
     said = []
     for turn in turns:
-        role, text = (
-            (turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) if turn else (None, None)
-        )
-        if role not in roles or not isinstance(text, str):
+        if not isinstance(turn, dict):
+            raise ConfigError(
+                f"row {number} of {source.path} has the turn {shown(turn)}; write it as a mapping of from and value, "
+                "or of role and content"
+            )
+        role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        if not isinstance(role, str) or role not in roles:
             raise ConfigError(f"row {number} of {source.path} has a turn of {shown(role)}; known: {', '.join(roles)}")
-        said.append((roles[role], text))
+        if not isinstance(text, str):
+            raise ConfigError(f"row {number} of {source.path} has a turn that says {shown(text)}; a text is needed")
+        if text or roles[role] != "system":  # an empty one is none
+            said.append((roles[role], text))
     if len(said) < 2 or said[-1][0] != "assistant" or said[-2][0] != "user":
         raise ConfigError(f"row {number} of {source.path} does not end in a question and its answer")
-    if isinstance(row.get("system"), str):
+    if isinstance(row.get("system"), str) and row["system"]:
         said.insert(0, ("system", row["system"]))
     return Question(text=said[-2][1], answer=said[-1][1], turns=tuple(said[:-2]), source=label)
 
