@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.core.errors import ConfigError, shown
+from dataflex.evaluate import weights
 from dataflex.evaluate.identity import file_digests
 
 ADAPTER = "adapter_config.json"
@@ -54,10 +55,12 @@ class ModelSpec:
 
 
 def limits(spec: ModelSpec) -> tuple[int | None, int | None]:
-    """Length of a text that the model was made for, and number of its tokens; None where its config does not say."""
-    from transformers import AutoConfig
+    """Length of a text that the model was made for, and number of its tokens; None where its config does not say.
 
-    config = AutoConfig.from_pretrained(spec.base).get_text_config()
+    Raises:
+        ConfigError: a config that transformers cannot read.
+    """
+    config = _config(spec).get_text_config()
     return getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
 
 
@@ -71,12 +74,40 @@ def identity(spec: ModelSpec) -> dict[str, Any]:
     return found
 
 
+def _config(spec: ModelSpec) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(spec.base)
+    except Exception as error:  # of transformers, of the hub, of its checks of single values
+        raise ConfigError(
+            f"model_name_or_path of {spec.name}, {shown(spec.base)}, has a config that transformers cannot read "
+            f"({' '.join(str(error).split())[:200]}); correct it, or name another model"
+        ) from error
+
+
 def check_model(spec: ModelSpec) -> None:
     """Raise for a model that cannot be loaded; nothing is loaded.
 
     Raises:
-        ConfigError: a folder that is missing or holds no model.
+        ConfigError: a folder that is missing, holds no model, or not all of its weights.
     """
+    _check_places(spec)
+    if Path(spec.base).is_dir():
+        _config(spec)
+    for folder, key, names in (
+        (spec.base, "model_name_or_path", weights.MODEL),
+        (spec.adapter, "adapter_name_or_path" if spec.adapter_name_or_path else "model_name_or_path", weights.ADAPTER),
+    ):
+        problem = weights.weights_problem(Path(folder), names) if folder and Path(folder).is_dir() else None
+        if problem is not None:
+            raise ConfigError(
+                f"{key} of {spec.name}, {shown(folder)}, {problem}: it was not written or copied to its end; name "
+                "another, or bring the rest"
+            )
+
+
+def _check_places(spec: ModelSpec) -> None:
     adapter = spec.adapter_name_or_path
     if adapter is not None and not (Path(adapter) / ADAPTER).is_file():
         what = "does not exist" if not Path(adapter).is_dir() else f"holds no {ADAPTER}"
@@ -133,6 +164,7 @@ def loaded(spec: ModelSpec, dtype: str) -> Iterator[Any]:
         dtype: ``auto``, as it was saved, or ``float32``, ``bfloat16``, ``float16``.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     kind = "auto" if dtype == "auto" else getattr(torch, dtype)
@@ -142,9 +174,16 @@ def loaded(spec: ModelSpec, dtype: str) -> Iterator[Any]:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, spec.adapter)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ConfigError(f"the model {spec.name} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
-    model = model.to(device()).eval()
+        model = model.to(device()).eval()
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the model {spec.name}, with dtype: {dtype}, does not fit in the device's memory; set dtype: bfloat16, or "
+            "take a larger device"
+        ) from error
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, ImportError, EOFError, SafetensorError) as error:
+        raise ConfigError(
+            f"the model {spec.name} cannot be loaded ({' '.join(str(error).split())[:300]}); name another, or mend it"
+        ) from error
     try:
         yield model
     finally:
