@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,9 +25,11 @@ import yaml
 
 from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.evaluate.generate import Generation, generate_answers
+from dataflex.evaluate.judge import PROMPT
 from dataflex.evaluate.models import ModelSpec, load_tokenizer, loaded
 from dataflex.evaluate.prompts import Prompter
 from dataflex.evaluate.questions import Question, Source, read_questions
+from dataflex.evaluate.results import markdown
 from tests.evaluate.conftest import WORDS, evaluate, make_rows
 
 
@@ -515,6 +518,29 @@ def test_only_the_answer_carries_labels_and_the_prompt_is_its_beginning(tiny_mod
     assert answered.replace(" ", "") == "bluedog"
 
 
+def dataflow_config(path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a generated file makes of DataFlow's own, which is here as far as ours touches it."""
+    program = types.ModuleType(f"dataflow.cli_funcs.eval_pipeline.{path.stem}")
+    own: dict[str, Any] = {"JUDGE_MODEL_CONFIG": {}, "TARGET_MODELS": [], "BENCH_CONFIG": [], "EVAL_CONFIG": {}}
+    vars(program).update(own)
+    program.FairAnswerJudgePrompt = type("FairAnswerJudgePrompt", (), {})  # type: ignore[attr-defined]
+    program.get_evaluator_config = lambda: {name: getattr(program, name) for name in own}  # type: ignore[attr-defined]
+    parent = types.ModuleType("dataflow.cli_funcs.eval_pipeline")
+    setattr(parent, path.stem, program)
+    for name in ("dataflow", "dataflow.cli_funcs", "dataflow.core", "dataflow.core.prompt"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    allowed = type("DIYPromptABC", (), {})
+    sys.modules["dataflow.core.prompt"].DIYPromptABC = allowed  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dataflow.cli_funcs.eval_pipeline", parent)
+    made = importlib.util.spec_from_file_location("config", path)
+    assert made is not None
+    assert made.loader is not None
+    module = importlib.util.module_from_spec(made)
+    made.loader.exec_module(module)
+    assert issubclass(program.FairAnswerJudgePrompt, allowed), "its evaluator refuses any other class"
+    return module.get_evaluator_config()
+
+
 def test_answers_are_what_dataflow_reads_and_its_config_runs_as_it_is(config, tmp_path: Path, monkeypatch) -> None:
     evaluate(config(), tmp_path)
     rows = json.loads((tmp_path / "out" / "answers" / "qa_answers_tiny.json").read_text())
@@ -525,29 +551,11 @@ def test_answers_are_what_dataflow_reads_and_its_config_runs_as_it_is(config, tm
         r["output"] for r in make_rows(12)
     ]
     for kind in ("local", "api"):
-        # DataFlow's own file as far as ours touches it.
-        program = types.ModuleType(f"dataflow.cli_funcs.eval_pipeline.eval_{kind}")
-        own: dict[str, Any] = {"JUDGE_MODEL_CONFIG": {}, "TARGET_MODELS": [], "BENCH_CONFIG": [], "EVAL_CONFIG": {}}
-        vars(program).update(own)
-        program.FairAnswerJudgePrompt = type("FairAnswerJudgePrompt", (), {})  # type: ignore[attr-defined]
-        program.get_evaluator_config = lambda p=program, names=tuple(own): {name: getattr(p, name) for name in names}  # type: ignore[attr-defined]
-        parent = types.ModuleType("dataflow.cli_funcs.eval_pipeline")
-        setattr(parent, f"eval_{kind}", program)
-        for name in ("dataflow", "dataflow.cli_funcs", "dataflow.core", "dataflow.core.prompt"):
-            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-        allowed = type("DIYPromptABC", (), {})
-        sys.modules["dataflow.core.prompt"].DIYPromptABC = allowed  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "dataflow.cli_funcs.eval_pipeline", parent)
-        made = importlib.util.spec_from_file_location("config", folder / f"eval_{kind}.py")
-        assert made is not None
-        assert made.loader is not None
-        module = importlib.util.module_from_spec(made)
-        made.loader.exec_module(module)
-        found = module.get_evaluator_config()
+        found = dataflow_config(folder / f"eval_{kind}.py", monkeypatch)
         assert [target["name"] for target in found["TARGET_MODELS"]] == ["tiny"]
         assert found["TARGET_MODELS"][0]["vllm_max_tokens"] == 6
         assert Path(found["TARGET_MODELS"][0]["path"]).is_absolute()
-        assert issubclass(program.FairAnswerJudgePrompt, allowed), "its evaluator refuses any other class"
+        assert found["JUDGE_MODEL_CONFIG"] == {"model_path" if kind == "local" else "api_url": "SET_ME"}
         assert (folder / found["BENCH_CONFIG"][0]["input_file"]).is_file()
     compile((folder / "check_answers.py").read_text(), "check_answers.py", "exec")
 
@@ -593,6 +601,27 @@ def test_judge_and_dataflow_get_the_whole_conversation(config, tmp_path: Path, m
     assert [seen[row][0] for row in (0, 1)] == asked
     for file in ("answers/qa_answers_tiny.json", "dataflow/qa.json"):
         assert [row["input"] for row in json.loads((tmp_path / "out" / file).read_text())] == asked
+    service = dataflow_config(tmp_path / "out" / "dataflow" / "eval_api.py", monkeypatch)["JUDGE_MODEL_CONFIG"]
+    assert service == {"api_url": "http://x/v1/chat/completions", "model_name": "m", "api_key_env": "OUR_KEY"}
+
+
+def test_results_say_how_they_came_about(config, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("OUR_KEY", "very-secret-key")
+    monkeypatch.setattr("dataflex.evaluate.judge.Judge.probe", lambda judge: None)
+    monkeypatch.setattr("dataflex.evaluate.judge.Judge.verdicts", lambda judge, rows: ((row, 1.0) for row in rows))
+    judge = {"base_url": "http://me:pass@x/v1", "model": "m", "key_env": "OUR_KEY", "prompt": PROMPT}
+    found = evaluate(config(judge=judge, metrics=["f1"], dtype="float32", delimiter="\n"), tmp_path)
+    assert found["judge"] == {"base_url": "http://x/v1", "model": "m", "prompt": PROMPT}
+    assert (found["dtype"], found["delimiter"], found["task_limit"]) == ("float32", "\n", None)
+    assert found["device"] in ("cpu", "cuda")
+    for package in ("dataflex", "torch", "scipy", "lm_eval", "math-verify"):
+        assert found["versions"][package]
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            assert not re.search(b"very-secret-key|me:pass", path.read_bytes()), path
+    few = {**found, "tasks": {"t": {"tiny": {"acc,none": 0.5}}}, "task_limit": 10}
+    assert "Tasks were run on their first 10 rows only" in markdown(few)
+    assert "rows only" not in markdown({**few, "task_limit": None})
 
 
 @pytest.mark.long

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataflex.core.errors import DataFlexError
+from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.evaluate import judge as judges
 from dataflex.evaluate.intervals import Bootstrap
 from dataflex.evaluate.judge import REFUSED, Judge, verdict_of
@@ -131,12 +131,22 @@ def test_a_reply_that_is_none_is_a_sentence(serve, reply: Reply) -> None:
             ask()
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "no address", "http://["])
-def test_an_address_that_is_none_is_a_sentence(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_an_address_where_nobody_answers_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUR_KEY", "secret")
     monkeypatch.setattr(judges, "RETRIES", 0)
     with pytest.raises(DataFlexError, match="cannot be asked"):
-        Judge(base_url=url, model="m", key_env="OUR_KEY").probe()
+        Judge(base_url="http://127.0.0.1:9/v1", model="m", key_env="OUR_KEY").probe()
+
+
+@pytest.mark.parametrize("url", ["no address", "localhost:8000/v1", "http://", "http://["])
+def test_an_address_that_is_none_is_a_sentence(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"base_url of the judge is .*; write an address such as"):
+        Judge(base_url=url, model="m")
+
+
+def test_what_is_written_of_an_address_holds_no_password_and_no_query() -> None:
+    judge = Judge(base_url="https://me:pass@host:81/v1?key=abc", model="m")
+    assert judge.public == {"base_url": "https://host:81/v1", "model": "m", "prompt": judge.prompt}
 
 
 def test_the_probe_knows_a_model_that_is_refused(serve) -> None:

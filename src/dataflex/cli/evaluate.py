@@ -23,7 +23,7 @@ from dataflex.evaluate.identity import digest, versions
 from dataflex.evaluate.models import ModelSpec, device, load_tokenizer, loaded
 from dataflex.evaluate.parts import Parts, read_task, write_task
 from dataflex.evaluate.prompts import Prompter
-from dataflex.evaluate.scores import METRICS
+from dataflex.evaluate.scores import METRICS, PACKAGES
 from dataflex.ledger import lock
 from dataflex.ledger.files import write_atomic
 from dataflex.signals.head import IGNORE_INDEX
@@ -205,10 +205,15 @@ class Session:
         results: dict[str, Any] = {
             "models": {spec.name: {"model": spec.base, "adapter": spec.adapter} for spec in asked.models},
             "template": asked.keys.template,
+            "delimiter": asked.keys.delimiter,
             "enable_thinking": asked.keys.enable_thinking,
+            "dtype": asked.keys.dtype,
+            "device": device(),
+            "task_limit": asked.keys.task_limit,
+            "judge": asked.judge.public if asked.judge is not None else None,
             "generation": asdict(asked.generation),
             "bootstrap": asdict(asked.bootstrap),
-            "versions": versions(),
+            "versions": versions() | versions(PACKAGES),
             "data": {name: self._data_results(name) for name in asked.questions},
             "tasks": self._task_results(),
         }
@@ -289,7 +294,7 @@ class Session:
         bases = {spec.name: Path(spec.base) for spec in asked.models if spec.adapter is None}
         # Absolute, since DataFlow runs in that folder.
         whole = {name: str(path.resolve() if path.is_dir() else path) for name, path in bases.items()}
-        write_configs(folder, whole, named, asked.generation)
+        write_configs(folder, whole, named, asked.generation, asked.judge)
 
     def _say(self, text: str) -> None:
         self._console.print(f"[dataflex] {text}")

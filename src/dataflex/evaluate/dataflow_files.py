@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.evaluate.generate import Generation
+from dataflex.evaluate.judge import Judge
 from dataflex.evaluate.questions import Question
 from dataflex.ledger.files import write_atomic
 
@@ -32,7 +33,9 @@ def write_questions(path: Path, questions: Sequence[Question]) -> None:
     write_atomic(path, json.dumps(rows, ensure_ascii=False, indent=1).encode())
 
 
-def write_configs(folder: Path, models: Mapping[str, str], data: Sequence[str], how: Generation) -> None:
+def write_configs(
+    folder: Path, models: Mapping[str, str], data: Sequence[str], how: Generation, asked: Judge | None = None
+) -> None:
     """``eval_local.py`` and ``eval_api.py``, for ``dataflow eval local`` and ``dataflow eval api`` in ``folder``.
 
     Both take DataFlow's own program and put the models and files of this evaluation into it. DataFlow generates by
@@ -42,6 +45,7 @@ def write_configs(folder: Path, models: Mapping[str, str], data: Sequence[str], 
         models: names and folders of whole models; DataFlow loads no adapters.
         data: names of the data sets, whose files lie in ``folder``.
         how: so that DataFlow writes answers as they were written here.
+        asked: the judge of this evaluation, which the program with a judge behind an address asks as well.
     """
     targets = [
         {
@@ -66,12 +70,16 @@ def write_configs(folder: Path, models: Mapping[str, str], data: Sequence[str], 
         }
         for name in data
     ]
-    for kind, judge in (("local", "model_path"), ("api", "api_url")):
+    service = {"api_url": "SET_ME"}
+    if asked is not None:
+        address = f"{asked.address.rstrip('/')}/chat/completions"
+        service = {"api_url": address, "model_name": asked.model, "api_key_env": asked.key_env}
+    for kind, judge in (("local", {"model_path": "SET_ME"}), ("api", service)):
         write_atomic(folder / f"eval_{kind}.py", _config(kind, judge, targets, benches).encode())
     write_atomic(folder / "check_answers.py", _CHECK.encode())
 
 
-def _config(kind: str, judge: str, targets: list[dict[str, Any]], benches: list[dict[str, Any]]) -> str:
+def _config(kind: str, judge: dict[str, str], targets: list[dict[str, Any]], benches: list[dict[str, Any]]) -> str:
     return f'''"""Run by `dataflow eval {kind}` in this folder; written by dataflex-cli evaluate."""
 
 from dataflow.cli_funcs.eval_pipeline import eval_{kind} as program
@@ -80,8 +88,8 @@ from dataflow.core.prompt import DIYPromptABC
 # Release 1.0.13 refuses the prompt of its own file, as its class is not one of these.
 if not issubclass(program.FairAnswerJudgePrompt, DIYPromptABC):
     program.FairAnswerJudgePrompt = type("JudgePrompt", (program.FairAnswerJudgePrompt, DIYPromptABC), {{}})
-# The judge is yours to name: this key, and what else stands under JUDGE_MODEL_CONFIG in DataFlow's own file.
-program.JUDGE_MODEL_CONFIG["{judge}"] = "SET_ME"
+# The judge: replace what is SET_ME, and change what else stands under JUDGE_MODEL_CONFIG in DataFlow's own file.
+program.JUDGE_MODEL_CONFIG.update({_literal(judge)})
 # Without a judge, answers compared as mathematics: take the # from these two lines.
 # program.EVAL_CONFIG["compare_method"] = "match"
 # program.create_judge_serving = lambda: None

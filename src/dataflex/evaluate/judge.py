@@ -9,6 +9,7 @@ from collections.abc import Generator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 from dataflex.core.errors import ConfigError, DataFlexError, shown
 
@@ -49,6 +50,14 @@ class Judge:
         for word in _WORDS:
             if word not in self.prompt:
                 raise ConfigError(f"prompt of the judge holds no {word}; write where it goes")
+        try:
+            scheme, host = urlsplit(self.base_url).scheme, urlsplit(self.base_url).hostname
+        except ValueError:  # brackets without an address of six parts
+            scheme = host = None
+        if scheme not in ("http", "https") or not host:
+            raise ConfigError(
+                f"base_url of the judge is {shown(self.base_url)}; write an address such as http://localhost:8000/v1"
+            )
         if self.workers < 1:
             raise ConfigError(f"workers of the judge is {self.workers}; it must be at least 1")
 
@@ -59,6 +68,17 @@ class Judge:
                 f"key_env of the judge names {self.key_env}, which is not set; export it (any text where the service "
                 "asks for none)"
             )
+
+    @property
+    def address(self) -> str:
+        """The address without a password or a query, either of which may hold a key."""
+        parts = urlsplit(self.base_url)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+    @property
+    def public(self) -> dict[str, str]:
+        """What was asked, and whom, without the key."""
+        return {"base_url": self.address, "model": self.model, "prompt": self.prompt}
 
     def probe(self) -> None:
         """Ask one question whose answer is plain, so that a wrong address, key or model is known early.
@@ -133,7 +153,7 @@ class Judge:
     def _cannot_be_asked(self, error: BaseException) -> DataFlexError:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         return DataFlexError(
-            f"the judge at {self.base_url} cannot be asked ({said}); answers and verdicts so far are kept: correct "
+            f"the judge at {self.address} cannot be asked ({said}); answers and verdicts so far are kept: correct "
             "base_url, model or key_env if one of them is wrong, and give the same command again"
         )
 

@@ -180,6 +180,11 @@ def legend(results: Mapping[str, Any]) -> str:
 def _remarks(results: Mapping[str, Any]) -> list[str]:
     """What a reader of the numbers must know, a sentence each."""
     found = []
+    if results["tasks"] and results["task_limit"] is not None:
+        found.append(
+            f"Tasks were run on their first {results['task_limit']} rows only (task_limit): these are not the numbers "
+            "that others report."
+        )
     for name, entry in results["data"].items():
         if unread := entry.get("unreadable_references"):
             found.append(
