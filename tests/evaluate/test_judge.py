@@ -39,6 +39,9 @@ class Service(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"
 
+    def handle_error(self, *args: Any) -> None:
+        """A client that went away is what some tests are about."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: Service  # pyright: ignore[reportIncompatibleVariableOverride]

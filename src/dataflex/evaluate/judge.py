@@ -130,6 +130,7 @@ class Judge:
                     yield row, future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            client.close()  # what is being sent may end, and is not tried again
 
     def _client(self) -> Any:
         from openai import OpenAI
