@@ -219,7 +219,7 @@ def test_a_model_that_was_removed_is_trained_again(plan, write, in_process):
     shutil.rmtree("out/runs/random/seed-1/steps-7/model")
     in_process.clear()
     assert compare(write(plan(seeds=[1]))) == 0
-    assert in_process[0] == "random, seed 1"
+    assert in_process == ["random, seed 1", "measuring random, seed 1"]  # not what the former model was measured at
     assert without_seconds(results("out")["budgets"]["steps"]["differences"]) == without_seconds(
         before["budgets"]["steps"]["differences"]
     )
@@ -294,6 +294,64 @@ def test_a_failed_run_is_told_the_others_go_on_and_the_next_start_tries_it_again
     in_process.clear()
     assert compare(write(plan())) == 0
     assert in_process == ["length, seed 2", "measuring length, seed 2"]
+
+
+def test_a_launcher_that_returns_at_once_finishes_nothing(plan, write, in_process, monkeypatch, capsys):
+    """As sbatch does, whose job runs later."""
+    whole = runs._run
+    monkeypatch.setattr(runs, "_run", lambda command, log, what: None)
+    with pytest.raises(
+        DataFlexError, match=r"the model to start from failed: its command ended before .* a launcher that"
+    ):
+        compare(write(plan(seeds=[1])))
+    monkeypatch.setattr(
+        runs, "_run", lambda command, log, what: None if "train" in command else whole(command, log, what)
+    )
+    assert compare(write(plan(seeds=[1]))) == 1
+    assert (
+        "random, seed 1 failed: its command ended before step 7 was trained; name a launcher" in capsys.readouterr().out
+    )
+    assert not list(Path("out").rglob("finished.json"))
+    monkeypatch.setattr(runs, "_run", whole)
+    assert compare(write(plan(seeds=[1]))) == 0
+
+
+def test_a_run_whose_record_is_damaged_is_told_and_the_others_stand(plan, write, in_process, capsys):
+    assert compare(write(plan(seeds=[1]))) == 0
+    ledger = Path("out/runs/random/seed-1/steps-7/model/dataflex/ledger.jsonl")
+    ledger.write_text(ledger.read_text().replace('"start":0', '"start":1', 1).replace('"start": 0', '"start": 1', 1))
+    assert compare(write(plan(seeds=[1]))) == 1
+    assert "random, seed 1 failed: " in capsys.readouterr().out
+    assert results("out")["budgets"]["steps"]["methods"]["static"]["failed"] == []
+
+
+@pytest.mark.parametrize("name", ["near", "less"])
+def test_an_interruption_makes_no_method_cheaper(name, plan, write, in_process, monkeypatch):
+    """Embeddings and gradients that were measured before a kill are on the disk, and were paid for all the same."""
+    from dataflex.train.curator import Curator
+
+    rows = [{"instruction": "the moon", "input": "", "output": "runs over"}] * 3
+    Path("data/aim.json").write_text(json.dumps(rows))
+    info = json.loads(Path("data/dataset_info.json").read_text())
+    Path("data/dataset_info.json").write_text(json.dumps({**info, "aim": {"file_name": "aim.json"}}))
+    whole = plan(seeds=[1], components=[name], overrides={"target": "aim"})
+    assert compare(write({**whole, "output_dir": "through"})) == 0
+    choose, finished = Curator._choose, runs._run
+
+    def killed(self, segment, *rest):
+        if self.method.name == name and not segment.is_warmup:
+            raise KeyboardInterrupt
+        return choose(self, segment, *rest)
+
+    monkeypatch.setattr(Curator, "_choose", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compare(write(whole))
+    monkeypatch.setattr(Curator, "_choose", choose)
+    monkeypatch.setattr(runs, "_run", finished)
+    assert compare(write(whole)) == 0
+    costs = [results(out)["budgets"]["steps"]["methods"][name]["runs"]["1"] for out in ("through", "out")]
+    assert costs[0]["choosing_flops"] == costs[1]["choosing_flops"] > 0
+    assert costs[0]["num_passes"] == costs[1]["num_passes"]
 
 
 def test_a_process_that_fails_gives_its_last_line_and_one_that_cannot_start_its_reason(tmp_path):

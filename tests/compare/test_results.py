@@ -188,3 +188,32 @@ def test_the_page_runs_nothing_and_asks_nobody(runs):
     assert not names & {"script", "link", "iframe", "img", "image", "object"}
     assert not any(k in ("src", "href", "xlink:href") or k.startswith("on") for _, attrs in tags.found for k in attrs)
     assert "length − random" in text
+
+
+def test_a_run_that_diverged_is_no_result(runs):
+    from dataflex.core.errors import DataFlexError
+    from dataflex.evaluate.compare.costs import Cost
+
+    cost = Cost(num_steps=8, trained_tokens=9, scored_tokens=0, num_passes=0, choosing_s=0.0, training_s=1.0)
+    values = {"loss": 1.0, "exact_match": 0.5, "num_weights": 10}
+    curve = {4: {**values, "loss": math.nan}, 8: values}
+    record = results.run_record(num_steps=8, curve=curve, cost=cost, forwards=3.0)
+    assert list(record["curve"]) == ["8"]  # the step before, where it was nothing, is not drawn
+    for bad in (math.nan, math.inf):
+        with pytest.raises(DataFlexError, match="the run diverged, its held-out loss is"):
+            results.run_record(num_steps=8, curve={8: {**values, "loss": bad}}, cost=cost, forwards=3.0)
+
+
+def test_the_caution_counts_the_seeds_that_pairs_have(runs):
+    for method in runs:
+        runs[method][2] = {"problem": f"{method} failed"}
+    text = page.markdown(content(results.section(runs, "loss")))
+    assert "2 seeds see only large effects" in text
+
+
+def test_what_is_known_of_the_held_out_rows_is_said(runs):
+    whole = content(results.section(runs, "loss"))
+    assert "rows of the pool" not in page.markdown(whole)
+    whole["start"] |= {"num_trained": 4, "num_cut": 0}
+    assert "4 of the held-out rows are rows of the pool as well." in page.markdown(whole)
+    assert "cutoff_len" not in page.markdown(whole)

@@ -19,6 +19,7 @@ from dataflex.cli.compare_plan import (
     sized,
 )
 from dataflex.cli.plan import FORWARDS_PER_TRAINED_ROW, geometry_of
+from dataflex.cli.pool_size import pool_size
 from dataflex.core.errors import DataFlexError
 from dataflex.core.packages import drawing_package
 from dataflex.evaluate.compare import page, results, runs
@@ -67,7 +68,12 @@ class Session:
         plan, keys = self._plan, self._plan.keys
         if plan.added:
             self._say(f"always compared, hence added: {', '.join(plan.added)}")
-        start = self._start()
+        num_trained = plan.num_held_out_trained
+        if num_trained:
+            self._say(
+                f"{num_trained} held-out rows are rows of the pool as well: what is measured of them is not unseen"
+            )
+        start = {**self._start(), "num_trained": num_trained}
         steps = {method.label: plan.num_steps for method in plan.methods}
         sections: dict[str, Any] = {}
         at_steps = results.section(self._train(steps, "equal steps"), plan.held_out.metric)
@@ -107,15 +113,18 @@ class Session:
     def _record(self, run: runs.Run) -> dict[str, Any]:
         launcher = self._plan.launcher
         problem = runs.train(run, launcher) or runs.measure(run, self._held_out, launcher)
-        if problem is not None:
-            self._say(problem)
-            if problem not in self._problems:
-                self._problems.append(problem)
-            return {"problem": problem}
-        curve = runs.measured(run, self._held_out)
-        return results.run_record(
-            num_steps=run.num_steps, curve=curve, cost=read_cost(run.model), forwards=self._forwards
-        )
+        if problem is None:
+            curve = runs.measured(run, self._held_out)
+            try:
+                return results.run_record(
+                    num_steps=run.num_steps, curve=curve, cost=read_cost(run.model), forwards=self._forwards
+                )
+            except DataFlexError as error:
+                problem = f"{run.method}, seed {run.seed} failed: {error}"
+        self._say(problem)
+        if problem not in self._problems:
+            self._problems.append(problem)
+        return {"problem": problem}
 
     def _make(self, method: Method, seed: int, num_steps: int) -> runs.Run:
         folder = self._folder / "runs" / method.label / f"seed-{seed}" / f"steps-{num_steps}"
@@ -131,28 +140,34 @@ class Session:
         )
 
     def _lengths(self, at_steps: Mapping[str, Any]) -> tuple[float, dict[str, int]]:
-        """(FLOPs of choosing and training, the number of steps that each method gets for them)."""
+        """(FLOPs of choosing and training, the number of steps that each method gets for them).
+
+        Prices are those of the first seed: a seed that is added later changes no length, hence no finished run.
+        """
         prices: dict[str, Price] = {}
         totals: dict[str, float] = {}
+        seed, pool = str(self._plan.keys.seeds[0]), pool_size(self._plan.base)
         for method in self._plan.methods:
-            finished = [r for r in at_steps["methods"][method.label]["runs"].values() if "problem" not in r]
-            if not finished:
+            run = at_steps["methods"][method.label]["runs"][seed]
+            if "problem" in run:
                 self._say(
-                    f"{method.label} has no finished run at equal steps, so that its price is not known: left out"
+                    f"{method.label} did not finish with seed {seed} at equal steps, so that its price is not known: "
+                    "left out"
                 )
                 continue
-            num_passes = sum(run["num_passes"] for run in finished)
-            scored = sum(run["choosing_flops"] for run in finished)
+            num_passes = run["num_passes"]
             prices[method.label] = Price(
-                flops_per_step=sum(r["training_flops"] for r in finished) / sum(r["num_steps"] for r in finished),
-                flops_per_pass=scored / num_passes if num_passes else 0.0,
+                flops_per_step=run["training_flops"] / run["num_steps"],
+                flops_per_pass=run["choosing_flops"] / num_passes if num_passes else 0.0,
             )
-            passes = passes_of(method, self._plan.num_steps)
+            passes = passes_of(method, self._plan.num_steps, pool)
             totals[method.label] = prices[method.label].total(self._plan.num_steps, passes)
         budget = float(self._plan.keys.flops or max(totals.values(), default=0.0))
         methods = {method.label: method for method in self._plan.methods}
         lengths = {
-            label: steps_within(budget, price, lambda num_steps, label=label: passes_of(methods[label], num_steps))
+            label: steps_within(
+                budget, price, lambda num_steps, label=label: passes_of(methods[label], num_steps, pool)
+            )
             for label, price in prices.items()
         }
         return budget, lengths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,19 +18,44 @@ CONFIG_FILES = ("deepspeed", "fsdp_config")  # keys that may name a file of sett
 
 
 def check_held_out(base: Mapping[str, Any], dataset: str | None, file: str | None) -> None:
-    """Raise where the held-out rows are missing, empty, or trained on."""
-    trained = dataset_names(base) or []
-    if dataset is not None and dataset in trained:
-        raise ConfigError(f"held_out: the data set {shown(dataset)} is also trained on; name rows that are not")
+    """Raise where the held-out rows are missing, empty, trained on, or what a method chooses by."""
+    used = {"is also trained on": dataset_names(base) or [], "is the target as well": target_names(base)}
+    for what, names in used.items():
+        if dataset is not None and dataset in names:
+            raise ConfigError(f"held_out: the data set {shown(dataset)} {what}; name rows that are not")
     files = held_out_files(base, dataset, file)
     for path in files:
-        if not path.is_file() or not path.stat().st_size or path.read_bytes()[:64].strip() in (b"[]", b""):
+        if not path.exists() or _is_empty(path):
             raise ConfigError(
-                f"the held-out file {path} {'is empty' if path.is_file() else 'does not exist'}; correct it"
+                f"the held-out file {path} {'is empty' if path.exists() else 'does not exist'}; correct it"
             )
-    own = {path.resolve() for path in files} & {path.resolve() for path in dataset_files(base, trained)}
-    if file is not None and own:
-        raise ConfigError(f"held_out: the file {shown(file)} is also trained on; name one with other rows")
+    part = _part(entries_of(base, [dataset])[dataset]) if dataset is not None else _part({})
+    for what, names in used.items():
+        for name, entry in entries_of(base, names).items():
+            own = {path.resolve() for path in files} & {path.resolve() for path in dataset_files(base, [name])}
+            if own and _part(entry) == part:
+                raise ConfigError(
+                    f"held_out: the file {shown(str(file or next(iter(own))))} {what}; name one with other rows"
+                )
+
+
+def _is_empty(path: Path) -> bool:
+    if path.is_dir():
+        return not any(path.iterdir())
+    if not path.stat().st_size:
+        return True
+    with path.open("rb") as file:
+        return file.read(64).strip() in (b"[]", b"")
+
+
+def _part(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Which part of its file a data set reads."""
+    return (entry.get("subset"), entry.get("split") or "train")
+
+
+def target_names(base: Mapping[str, Any]) -> list[str]:
+    """The data sets by which methods choose."""
+    return dataset_names({"dataset": base.get("target")}) or []
 
 
 def held_out_files(base: Mapping[str, Any], dataset: str | None, file: str | None) -> list[Path]:
@@ -39,7 +65,7 @@ def held_out_files(base: Mapping[str, Any], dataset: str | None, file: str | Non
 
 def dataset_files(base: Mapping[str, Any], names: list[str]) -> list[Path]:
     """The files of data sets, as far as they lie in the base's dataset_dir."""
-    directory, entries = Path(str(base.get("dataset_dir", "data"))), _entries(base, names)
+    directory, entries = Path(str(base.get("dataset_dir", "data"))), entries_of(base, names)
     return [directory / str(entry["file_name"]) for entry in entries.values() if "file_name" in entry]
 
 
@@ -52,15 +78,17 @@ def model_inputs(base: Mapping[str, Any]) -> dict[str, str]:
 
 def run_inputs(base: Mapping[str, Any], method: RunConfig, world_size: int) -> dict[str, str]:
     """All that determines a run's numbers beside its config: rows and how they are read, model, method, ranks."""
-    names, selector = dataset_names(base) or [], method.deciding.selector
-    params = without_cache(parameters(selector))
+    names, decides = [*(dataset_names(base) or []), *method.target], method.deciding
+    components = [
+        decides.selector,
+        *(part.method for part in (decides.mixer, *decides.weighers, *decides.orders) if part),
+    ]
     files = [path for path in dataset_files(base, names) if path.exists()]
-    if params.get("path") is not None:  # a file of scores, or the run to repeat
-        path = Path(str(params["path"]))
-        files += [place for place in (path, path / "dataflex") if place.exists()]
+    files += [path for component in components for path in _files_of(component)]
     described = {
-        "data sets": _entries(base, names),
-        "method": {"name": method.deciding.name, "params": params},  # a preset can be edited under its name
+        "data sets": entries_of(base, names),
+        # A preset can be edited under its name.
+        "method": {"name": decides.name, "params": without_cache(parameters(decides.selector)), "parts": decides.parts},
         "world size": world_size,
     }
     return {
@@ -70,9 +98,29 @@ def run_inputs(base: Mapping[str, Any], method: RunConfig, world_size: int) -> d
     }
 
 
+def _files_of(component: Any) -> list[Path]:
+    """What a component depends on: files and folders that its parameters name, and its code where that is not ours."""
+    found = []
+    for value in without_cache(parameters(component)).values():
+        path = Path(value) if isinstance(value, str) and value.strip(". ") else None
+        if path is not None and _exists(path):  # scores, neighbours, a model, a run to repeat
+            found += [path, *(place for place in [path / "dataflex"] if place.exists())]
+    module = inspect.getmodule(type(component))
+    if module is not None and module.__name__.split(".")[0] != "dataflex" and getattr(module, "__file__", None):
+        found.append(Path(str(module.__file__)))
+    return found
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a text that no file can be called
+        return False
+
+
 def held_out_inputs(base: Mapping[str, Any], dataset: str | None, file: str | None) -> dict[str, str]:
     """All that determines what is measured beside LLaMA-Factory's keys."""
-    entries = _entries(base, [dataset]) if dataset is not None else {}
+    entries = entries_of(base, [dataset]) if dataset is not None else {}
     return {
         **model_inputs(base),
         **file_digests(held_out_files(base, dataset, file)),
@@ -86,7 +134,7 @@ def adapters(base: Mapping[str, Any]) -> list[str]:
     return [str(name).strip() for name in (given.split(",") if isinstance(given, str) else given)]
 
 
-def _entries(base: Mapping[str, Any], names: list[str]) -> dict[str, dict[str, Any]]:
+def entries_of(base: Mapping[str, Any], names: list[str]) -> dict[str, dict[str, Any]]:
     """What dataset_info.json says of data sets."""
     place = Path(str(base.get("dataset_dir", "data"))) / "dataset_info.json"
     try:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dataflex.cli.compare_inputs import check_held_out
+from dataflex.cli.compare_overlap import held_out_rows_trained
 from dataflex.cli.config import (
     OUR_KEYS,
+    PART_KEYS,
     TARGET_KEYS,
     RunConfig,
     build,
@@ -22,12 +24,13 @@ from dataflex.cli.config import (
     split_config,
 )
 from dataflex.cli.plan import check_first_quota, geometry_of, num_passes, segment_plan
-from dataflex.cli.pool_size import pool_size
-from dataflex.cli.presets import PACKAGE_COMPONENTS
+from dataflex.cli.pool_size import PoolSize, pool_size
+from dataflex.cli.presets import PACKAGE_COMPONENTS, find_components, read_presets
 from dataflex.core.errors import ConfigError, did_you_mean, shown
 from dataflex.ledger.files import write_atomic
 from dataflex.train.score_budget import FULL
-from dataflex.train.target import needing_target
+from dataflex.train.settings import check_weighers
+from dataflex.train.target import check_target, needing_target
 
 BUDGETS = ("steps", "compute", "both")
 METRICS = ("loss", "exact_match")
@@ -36,18 +39,25 @@ COMPONENT_KEYS = ("name", "component_name", "params", "score_budget")
 ALWAYS = {"static": ("static", "static"), "random": ("random", "random"), "length": ("length", "longest")}
 # Of a base config; compare says these itself.
 SET_HERE = (
-    *("output_dir", "overwrite_output_dir", "seed", "train_step", "max_steps", "num_train_epochs"),
+    *("output_dir", "overwrite_output_dir", "train_step", "max_steps", "num_train_epochs"),
+    *("seed", "data_seed"),  # a data_seed of the base would draw the same rows under every seed
     "resume_from_checkpoint",
 )
 # Of a base config, and why no comparison can be made of it.
 REFUSED = {
     "load_best_model_at_end": "the model of the last step is compared, and this would replace it by another",
+    "early_stopping_steps": "runs would end after different numbers of steps",
+    "tokenized_path": "rows that were tokenised before would be trained on and measured in place of those named",
     "pissa_init": "its adapters lie on changed weights, without which a checkpoint cannot be measured",
 }
 # Of a config that trains and means nothing, or another thing, where rows are only measured.
 NOT_MEASURED = (
-    "eval_dataset",
     "val_size",
+    "do_eval",
+    "do_predict",
+    "predict_with_generate",
+    "compute_accuracy",
+    "metric_for_best_model",
     "max_samples",
     "packing",
     "neat_packing",
@@ -125,6 +135,7 @@ class Comparison:
     methods: list[Method]
     added: list[str]
     num_steps: int  # of each run at equal steps
+    num_held_out_trained: int  # held-out rows that are rows of the pool as well
     launcher: list[str]
 
 
@@ -158,6 +169,7 @@ def read_plan(path: str) -> Comparison:
         methods=methods,
         added=added,
         num_steps=num_steps,
+        num_held_out_trained=held_out_rows_trained(base, held_out.dataset, held_out.file),
         launcher=launcher,
     )
 
@@ -187,7 +199,8 @@ def _methods(base: Mapping[str, Any], keys: PlanKeys) -> tuple[list[Method], lis
     added = []
     for name, (label, preset) in ALWAYS.items():
         if not any(_is_baseline(method, name, label) for method in named):
-            own = {"component_name": preset, "components_cfg_file": str(PACKAGE_COMPONENTS)}
+            file = _components_of_baseline(base, name, preset)
+            own = {"component_name": preset, "components_cfg_file": str(file)}
             added.append(_method(label, _without_budget({**base, **own}), {}))
     methods = [*added, *named]
     labels = [method.label for method in methods]
@@ -195,6 +208,23 @@ def _methods(base: Mapping[str, Any], keys: PlanKeys) -> tuple[list[Method], lis
         if labels.count(label) > 1:
             raise ConfigError(f"two components are called {shown(label)}; give one of them another name")
     return methods, [method.label for method in added]
+
+
+def _components_of_baseline(base: Mapping[str, Any], name: str, preset: str) -> Path:
+    """The components file that an added baseline is taken from: the package's, unless the base's has other parts too.
+
+    Raises:
+        ConfigError: the base weighs, mixes or orders by presets of its own file, which has none for the baseline.
+    """
+    file, parts = find_components(base.get("components_cfg_file")), [key for key in PART_KEYS if base.get(key)]
+    if file.resolve() == PACKAGE_COMPONENTS.resolve() or not parts:
+        return PACKAGE_COMPONENTS
+    if not isinstance(read_presets(file, "selectors").get(preset), dict):
+        raise ConfigError(
+            f"{', '.join(parts)} of the base {'is' if len(parts) == 1 else 'are'} of {file}, which has no preset for a "
+            f"baseline that is always compared; add to its selectors {preset}: {{name: {name}}}"
+        )
+    return file
 
 
 def _is_baseline(method: Method, name: str, label: str) -> bool:
@@ -253,7 +283,13 @@ def _check(methods: list[Method], base: Mapping[str, Any]) -> int:
     chooser = next(method for method in methods if not method.parsed.deciding.follows_host)
     num_steps = segment_plan(chooser.parsed, geometry, pool).num_steps
     for method in methods:
-        check_first_quota(method.parsed.deciding, segment_plan(method.parsed, geometry, pool), geometry, pool)
+        run_plan, decides = segment_plan(method.parsed, geometry, pool), method.parsed.deciding
+        check_first_quota(decides, run_plan, geometry, pool)
+        check_weighers(decides, geometry)
+        check_target(decides, is_given=bool(method.parsed.target), plan=run_plan)
+    model = str(base.get("model_name_or_path", ""))
+    if (model.startswith((".", "/", "~")) or model.count("/") > 1) and not Path(model).expanduser().exists():
+        raise ConfigError(f"model_name_or_path {shown(model)} does not exist; correct it")
     return num_steps
 
 
@@ -265,8 +301,8 @@ def sized(method: Method, num_steps: int, points: int) -> dict[str, Any]:
     return {**config, **saving, "train_step": num_steps, "overwrite_output_dir": False}
 
 
-def passes_of(method: Method, num_steps: int) -> int:
-    """Scoring passes of a run of so many steps."""
+def passes_of(method: Method, num_steps: int, pool: PoolSize) -> int:
+    """Scoring passes of a run of so many steps over a pool."""
     from dataflex.integrations import llamafactory
 
     assert method.parsed.schedule is not None
@@ -274,13 +310,13 @@ def passes_of(method: Method, num_steps: int) -> int:
     host = {key: value for key, value in method.parsed.host.items() if key != "max_steps"}
     longer = dataclasses.replace(method.parsed, schedule=schedule, host=host)
     geometry = geometry_of(host, llamafactory.num_devices())
-    return num_passes(longer.deciding, segment_plan(longer, geometry, pool_size(host)))
+    return num_passes(longer.deciding, segment_plan(longer, geometry, pool))
 
 
 def measuring_config(comparison: Comparison, folder: Path) -> dict[str, Any]:
     """LLaMA-Factory's keys for reading the model and the held-out rows."""
     skipped = {*OUR_KEYS, *NOT_MEASURED}
-    config = {key: value for key, value in comparison.base.items() if key not in skipped}
+    config = {k: v for k, v in comparison.base.items() if k not in skipped and not k.startswith("eval_")}
     config |= {"output_dir": str(folder / "unused"), "do_train": True, "overwrite_cache": True}
     if comparison.held_out.dataset is not None:
         return {**config, "dataset": comparison.held_out.dataset}

@@ -32,7 +32,8 @@ class Collected:
 
     num_rows: int  # measured now
     num_rows_kept: int  # found on the disk
-    num_tokens: int
+    num_tokens: int  # measured now
+    num_tokens_kept: int
     seconds: float
     batch_tokens: int
     num_out_of_memory: int
@@ -74,11 +75,12 @@ def collect(
     if batch_tokens is None:
         noted = _from_main(ranks, store.noted("batch_tokens") or 0 if store else 0)
         batch_tokens = noted or None
-    totals = dict.fromkeys(("num_rows", "num_rows_kept", "num_tokens", "num_out_of_memory"), 0)
+    totals = dict.fromkeys(("num_rows", "num_rows_kept", "num_tokens", "num_tokens_kept", "num_out_of_memory"), 0)
     seconds = 0.0
     for block_R in blocks(lengths_N, rows, signal.num_columns):
         if _from_main(ranks, int(store is not None and store.has(block_R))):
             totals["num_rows_kept"] += len(block_R)
+            totals["num_tokens_kept"] += int(lengths_N[block_R].sum())
             advance(int(lengths_N[block_R].sum()))
             continue
         result = sweep(

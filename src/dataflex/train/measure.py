@@ -176,6 +176,7 @@ class Measurer:
             "source": "measured" if found.cost.num_rows else "cache",
             "num_rows": found.cost.num_rows,
             "num_tokens": found.cost.num_tokens,
+            "num_tokens_kept": found.cost.num_tokens_kept,
             "seconds": found.seconds if found.cost.num_rows else 0.0,
             "tokens_per_s": found.cost.num_tokens / max(found.seconds, 1e-9),
             "files": {name: str(found.path)},

@@ -32,7 +32,7 @@ def added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     if not one or not other:
         return dict(one or other)
     total = {**other, **one, "source": "measured" if "measured" in (one["source"], other["source"]) else one["source"]}
-    for name in ("num_rows", "num_tokens", "seconds", "gradient_tokens", "out_of_memory"):
+    for name in ("num_rows", "num_tokens", "num_tokens_kept", "seconds", "gradient_tokens", "out_of_memory"):
         if name in one or name in other:
             total[name] = one.get(name, 0) + other.get(name, 0)
     if total["source"] == "measured":

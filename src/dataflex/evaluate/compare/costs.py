@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dataflex.core.errors import LedgerError
 from dataflex.ledger.files import read_columns
@@ -54,14 +55,34 @@ def read_cost(output_dir: Path) -> Cost:
         raise LedgerError(f"{ledger.path} records no end of the run; remove {output_dir} to have it trained again")
     lines = ledger.segments().values()
     tokens_N = read_columns(ledger.root / "rows.parquet", ["num_tokens"])["num_tokens"]
-    passes = [line["scoring"] for line in lines if line["scoring"] and line["scoring"]["source"] == "measured"]
+    passes = _passes([line["scoring"] for line in lines if line["scoring"]])
     choosing_s = float(ends[-1]["choosing"]["seconds"])
     return Cost(
         num_steps=int(ends[-1]["step"]),
         trained_tokens=sum(int(tokens_N[ledger.rows_of(line)].sum()) for line in lines),
-        scored_tokens=sum(scoring["num_tokens"] for scoring in passes),
+        scored_tokens=sum(scoring["num_tokens"] + scoring.get("num_tokens_kept", 0) for scoring in passes),
         num_passes=len(passes),
         choosing_s=choosing_s,
-        gradient_tokens=sum(scoring.get("gradient_tokens", 0) for scoring in passes),
+        gradient_tokens=sum(
+            scoring["gradient_tokens"] + scoring.get("num_tokens_kept", 0)
+            for scoring in passes
+            if scoring.get("gradient_tokens")
+        ),
         training_s=max(0.0, float(ends[-1]["seconds"]["running"]) - choosing_s),
     )
+
+
+def _passes(scorings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What decisions of a run were made from that was measured for it, each pass once.
+
+    The caches are the run's own: what it found there the first time, it had measured before it was interrupted.
+    """
+    passes, seen = [], set()
+    for scoring in scorings:
+        files = tuple(sorted(scoring.get("files", {}).values()))
+        is_kept = scoring.get("num_tokens_kept", 0) > 0 and files not in seen
+        if scoring["source"] == "measured" or is_kept:
+            passes.append(scoring)
+        if files:
+            seen.add(files)
+    return passes

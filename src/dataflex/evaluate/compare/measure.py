@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from dataflex.evaluate.heldout import answer_losses
 from dataflex.ledger.files import write_atomic
+from dataflex.signals.flops import flops_of
 
 
 def measure_model(model: torch.nn.Module, rows: Any) -> dict[str, Any]:
@@ -25,11 +27,8 @@ def measure_model(model: torch.nn.Module, rows: Any) -> dict[str, Any]:
 
 
 def num_weights(model: Any) -> int:
-    """Weights that every token is multiplied with: an input embedding that is not also the head is a look-up."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head is not None and embedding.weight is head.weight
-    return total if tied else total - embedding.weight.numel()
+    """Weights of matrix products that every token meets; see ``signals.flops``."""
+    return flops_of(model).weights
 
 
 def adapters_below(config: dict[str, Any], folder: str) -> str:
@@ -80,9 +79,12 @@ def measure_checkpoints(spec: dict[str, Any]) -> None:
         model = load_model(tokenizer, model_args, finetuning_args, is_trainable=False)
         if not getattr(model, "is_quantized", False):
             model.to(training_args.device)
-        found[step] = {**measure_model(model, rows), "num_weights": num_weights(model)}
+        num_cut = sum(len(row["input_ids"]) >= data_args.cutoff_len for row in rows)
+        found[step] = {**measure_model(model, rows), "num_cut": num_cut, "num_weights": num_weights(model)}
         write_atomic(out, json.dumps(found, indent=1).encode())
 
 
 if __name__ == "__main__":
+    # One device measures; with several in sight LLaMA-Factory asks for a launch of several processes.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     measure_checkpoints(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -17,6 +17,10 @@ STYLE = (
     "text-align:right}td{white-space:nowrap}th:first-child,td:first-child{text-align:left}li{overflow-wrap:anywhere}"
     ".wide{overflow-x:auto}svg{max-width:100%;min-width:600px;height:auto}"  # a narrow window scrolls them alone
 )
+HELD_OUT_NOTES = {
+    "num_trained": "are rows of the pool as well",
+    "num_cut": "are cut at cutoff_len, their answers perhaps too",
+}
 BESIDE = 0.006  # of the run's length
 HEADERS = (
     *("method", "steps", "held-out loss", "exact match", "choosing, s", "training, s"),
@@ -163,10 +167,13 @@ def _wide(element: str) -> str:
 
 def _opening(content: Mapping[str, Any]) -> str:
     start, seeds = content["start"], content["seeds"]
+    known = "".join(
+        f" {start[name]:,} of the held-out rows {what}." for name, what in HELD_OUT_NOTES.items() if start.get(name)
+    )
     return (
         f"Seeds: {', '.join(map(str, seeds))}. The model that every run starts from has a held-out loss of "
         f"{start['loss']:.4f} per answer token and answers {start['exact_match']:.1%} of {start['num_rows']:,} "
-        "held-out rows exactly. Values are means over the seeds ± half of the 95% t interval."
+        f"held-out rows exactly.{known} Values are means over the seeds ± half of the 95% t interval."
     )
 
 
@@ -185,13 +192,15 @@ def _sentences(content: Mapping[str, Any], section: Mapping[str, Any]) -> list[s
     found = section["differences"]
     widths = [math.nan if d["half_width"] is None else d["half_width"] for d in found]
     failed = [f"{row['runs'][str(seed)]['problem']}." for row in section["methods"].values() for seed in row["failed"]]
-    return [*(d["sentence"] for d in found), caution(len(content["seeds"]), widths, len(found)), *failed]
+    num_seeds = min((d["num"] for d in found), default=len(content["seeds"]))  # failed runs leave a pair fewer
+    return [*(d["sentence"] for d in found), caution(num_seeds, widths, len(found)), *failed]
 
 
 def _closing(content: Mapping[str, Any]) -> str:
     return (
         "FLOPs are counted as 2 x weights x tokens for a forward, and a trained token as "
-        f"{content['forwards_per_trained_token']:g} forwards; attention's products and padding are not in them. "
+        f"{content['forwards_per_trained_token']:g} forwards; attention's products, padding and what gradient "
+        "checkpointing computes twice are not in them. "
         "Seconds are the run's own: loading the model and measuring held-out rows are not in them. Exact match: greedy "
         "decoding writes the answer token for token."
     )

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dataflex.core.errors import DataFlexError
 from dataflex.evaluate.compare.costs import Cost
 from dataflex.evaluate.compare.statistics import Interval, holm, paired, t_interval
 
@@ -24,13 +25,22 @@ def run_record(
     Args:
         curve: what was measured, by steps; the last is the final model.
         forwards: what a trained token costs, in forward passes.
+
+    Raises:
+        DataFlexError: the final model's loss is not finite.
     """
     final = curve[num_steps]
+    if not math.isfinite(final["loss"]):
+        raise DataFlexError(f"the run diverged, its held-out loss is {final['loss']}; lower learning_rate")
     num_weights = final["num_weights"]
     return {
         "num_steps": cost.num_steps,
         **{metric: final[metric] for metric in METRICS},
-        "curve": {str(step): {metric: values[metric] for metric in METRICS} for step, values in curve.items()},
+        "curve": {
+            str(step): {metric: values[metric] for metric in METRICS}
+            for step, values in curve.items()
+            if math.isfinite(values["loss"])
+        },
         "choosing_flops": cost.choosing_flops(num_weights, forwards),
         "training_flops": cost.training_flops(num_weights, forwards),
         **{key: value for key, value in dataclasses.asdict(cost).items() if key != "num_steps"},

@@ -22,6 +22,7 @@ from dataflex.ledger.files import write_atomic
 from dataflex.ledger.ledger import LOCK_FILE, Ledger
 
 PARENT_DIED = 1  # PR_SET_PDEATHSIG of prctl(2)
+WAITING = "name a launcher that waits for its command, such as srun"
 PATIENCE_S = 30.0  # for a run that a killed comparison left, which ends with it
 
 
@@ -70,13 +71,18 @@ def train(run: Run, launcher: Sequence[str]) -> str | None:
     if _read(run.folder / "run.json").get("digest") not in (None, run.digest):
         _move_aside(run.folder)  # of another plan, or of other data
     run.folder.mkdir(parents=True, exist_ok=True)
+    for former in [run.folder / "finished.json", *run.folder.glob("held_out-*.json")]:
+        former.unlink(missing_ok=True)  # of a model that is no longer there
     write_atomic(run.folder / "run.json", json.dumps({"digest": run.digest}).encode())
     config = run.folder / "config.json"
     write_atomic(config, json.dumps(run.config, indent=1).encode())
     _wait_for(run.model)
     # Every method pays for the losses that it asks for: none is taken from the cache of another run.
     command = [*launcher, sys.executable, "-m", "dataflex.cli.main", "train", str(config), "--fresh"]
-    problem = _run(command, run.log, f"{run.method}, seed {run.seed}")
+    what = f"{run.method}, seed {run.seed}"
+    problem = _run(command, run.log, what)
+    if problem is None and not _ended_at(run):
+        problem = f"{what} failed: its command ended before step {run.num_steps} was trained; {WAITING}"
     if problem is None:
         write_atomic(run.folder / "finished.json", json.dumps({"digest": run.digest}).encode())
     return problem
@@ -105,7 +111,10 @@ def measure_all(
     path = out.with_name("measure.json")
     write_atomic(path, json.dumps(spec, indent=1).encode())
     command = [*launcher, sys.executable, "-m", "dataflex.evaluate.compare.measure", str(path)]
-    return _run(command, out.with_name("measure.log"), f"measuring {what}")
+    problem = _run(command, out.with_name("measure.log"), f"measuring {what}")
+    if problem is None and not checkpoints.keys() <= {int(step) for step in _read(out)}:
+        return f"measuring {what} failed: its command ended before {out} was written; {WAITING}"
+    return problem
 
 
 def measured(run: Run, held_out: HeldOut) -> dict[int, dict[str, Any]]:
@@ -116,6 +125,12 @@ def measured(run: Run, held_out: HeldOut) -> dict[int, dict[str, Any]]:
 
 def _measurements(run: Run, held_out: HeldOut) -> Path:
     return run.folder / f"held_out-{held_out.digest[:12]}.json"
+
+
+def _ended_at(run: Run) -> bool:
+    """True: the ledger says that the last step was trained."""
+    ledger = Ledger(run.model)
+    return ledger.exists() and any(line["kind"] == "end" and line["step"] == run.num_steps for line in ledger.lines())
 
 
 def _run(command: Sequence[str], log: Path, what: str) -> str | None:
