@@ -153,7 +153,7 @@ def test_all_four_in_one_run_resume_to_the_bit(tmp_path: Path) -> None:
         ("Reward", pairs, {}, "rows of this kind"),
         ("KTO", rated, {}, "rows of this kind"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_what_has_no_loss_of_a_rows_tokens_is_refused(
     tmp_path: Path, kind: str, data: Any, options: Any, said: str
