@@ -10,6 +10,10 @@ LOWEST := .venv-lowest
 WITHOUT_FACTORY := src tests/core tests/algorithms tests/ledger tests/cli tests/signals tests/train tests/trl \
 	tests/plugin tests/distributed
 
+# Processes that share the tests, a file at a time; a torch process in a test has one thread.
+TEST_WORKERS ?= 2
+SHARED := -n $(TEST_WORKERS) --dist loadfile
+
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help install install-latest install-lowest demo compare compare-full test test-long test-latest test-lowest test-fast faults lint format clean
@@ -52,19 +56,21 @@ compare-full: $(INSTALLED) ## the same at equal compute as well, then SmolLM2-13
 	@$(BIN)/python examples/quickstart/prepare.py
 	@$(BIN)/dataflex-cli compare examples/compare/compare_smollm2.yaml
 
-test: $(INSTALLED) ## the tests, those without a model first; about 12 minutes on 2 cores
+test: $(INSTALLED) ## the tests, those without a model first; about 12 minutes on 2 cores (TEST_WORKERS=2)
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 		echo "No Chromium here: the tests of the report in a browser are skipped. apt-get install chromium chromium-driver"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" $(SHARED)
 
 test-long: $(INSTALLED) ## the rest of them: several ranks, many kills, whole evaluations; about 12 minutes on 2 cores
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 test-latest: $(LATEST)/.installed ## the tests that need no LLaMA-Factory, with the newest tested packages
-	@OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -rs $(WITHOUT_FACTORY)
+	@OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -rs -m "not long" $(SHARED) $(WITHOUT_FACTORY)
+	@OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -rs -m long $(WITHOUT_FACTORY)
 
 test-lowest: $(LOWEST)/.installed ## the same with the oldest supported packages; not part of CI
-	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -rs $(WITHOUT_FACTORY)
+	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -rs -m "not long" $(SHARED) $(WITHOUT_FACTORY)
+	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -rs -m long $(WITHOUT_FACTORY)
 
 test-fast: $(INSTALLED) ## tests without a model
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest src tests/core tests/algorithms tests/ledger tests/cli tests/report

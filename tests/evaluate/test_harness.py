@@ -67,6 +67,7 @@ def written(**keys: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 def test_exact_match_is_the_harness_s_once_it_takes_spaces_off(config, byte_level_model: Path, tmp_path: Path) -> None:
     """A model writes ' 42' after 'The answer is', and '42' is right: the harness compares the text as it is."""
     spec = ModelSpec(name="tiny", model_name_or_path=str(byte_level_model))
@@ -141,6 +142,7 @@ def test_examples_and_the_end_token_are_lm_evals_own(config, byte_level_model: P
         assert theirs[name]["tiny"]["perplexity,none"] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.long
 def test_a_tasks_examples_are_part_of_what_it_asks(tmp_path: Path) -> None:
     (tmp_path / "qa.json").write_text(json.dumps(make_rows(4)))
     splits = {"test": str(tmp_path / "qa.json"), "train": str(tmp_path / "examples.json")}
