@@ -373,7 +373,8 @@ def test_killed_anywhere_and_started_again_it_gives_the_same_table(plan, write, 
     config = plan(components=["static", "delta_loss", "random", "longest"], seeds=[1])
     assert compare(write({**config, "output_dir": str(tmp_path / "whole")})) == 0
     out = tmp_path / "out"
-    path = write(config)
+    (tmp_path / "launch.sh").write_text('echo "$@" >> launched.txt\nexec "$@"\n')
+    path = write({**config, "launcher": f"sh {tmp_path}/launch.sh"})  # how a run is started is no part of what it is
     model = out / "runs" / "{}" / "seed-1" / "steps-7" / "model"
     instants = [
         lambda: Path(str(model).format("static"), "checkpoint-4").exists(),
@@ -391,6 +392,9 @@ def test_killed_anywhere_and_started_again_it_gives_the_same_table(plan, write, 
         process.wait()
         assert is_there()
         assert not (out / "results.json").exists()
+    launched = (tmp_path / "launched.txt").read_text()
+    assert "dataflex.cli.main train" in launched
+    assert "dataflex.evaluate.compare.measure" in launched
     in_process.clear()
     assert compare(path) == 0
     assert "static, seed 1" not in in_process  # it had been trained before the second kill
