@@ -61,7 +61,7 @@ test: $(INSTALLED) ## the tests, those without a model first; about 12 minutes o
 		echo "No Chromium here: the tests of the report in a browser are skipped. apt-get install chromium chromium-driver"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" $(SHARED)
 
-test-long: $(INSTALLED) ## the rest of them: several ranks, many kills, whole evaluations; about 12 minutes on 2 cores
+test-long: $(INSTALLED) ## the rest of them: several ranks, many kills, whole evaluations; 26 minutes on 2 cores beside another job
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 test-latest: $(LATEST)/.installed ## the tests that need no LLaMA-Factory, with the newest tested packages

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dataflex.cli.compare import Session
+from dataflex.cli.compare_inputs import check_held_out
 from dataflex.cli.compare_plan import measuring_config, read_plan, sized
 from dataflex.core.errors import ConfigError, DataFlexError
 
@@ -30,9 +31,21 @@ def test_the_same_file_under_another_name_is_trained_on(plan, write):
     add_entry("alias", file_name="toy.json")
     with pytest.raises(ConfigError, match=r"toy\.json' is also trained on"):
         read_plan(write(plan(held_out={"dataset": "alias"})))
-    add_entry("other_split", file_name="toy.json", split="test")  # another part of the file
-    with pytest.raises(ConfigError, match="all 40 rows are trained on as well"):  # as far as can be seen, it is not
+    add_entry("other_split", file_name="toy.json", split="test")
+    with pytest.raises(ConfigError, match="all 40 rows are trained on as well"):  # a file has no splits: its rows tell
         read_plan(write(plan(held_out={"dataset": "other_split"})))
+
+
+def test_another_split_of_a_folder_that_is_trained_on_is_held_out(plan, write):
+    Path("data/parts").mkdir()
+    for split in ("train", "test"):
+        Path(f"data/parts/{split}.json").write_text(json.dumps(rows_of("toy")))
+        add_entry(split, file_name="parts", split=split)
+    base = {"dataset": "train", "dataset_dir": "data"}
+    check_held_out(base, "test", None)
+    add_entry("alias", file_name="parts")
+    with pytest.raises(ConfigError, match="is also trained on"):
+        check_held_out(base, "alias", None)
 
 
 def test_the_target_is_no_held_out_set(plan, write):

@@ -35,8 +35,7 @@ class Prompter:
         self._factory: Any = None
         if template not in (PLAIN, CHAT):
             # A copy, since LLaMA-Factory's own is shared by all who name it.
-            found = _factory_template(tokenizer, template, enable_thinking)
-            self._factory = replace(found, enable_thinking=enable_thinking)
+            self._factory = replace(_factory_template(tokenizer, template), enable_thinking=enable_thinking)
 
     @property
     def stop_ids(self) -> list[int]:
@@ -100,7 +99,7 @@ def _messages(question: Question) -> list[dict[str, str]]:
     ]
 
 
-def _factory_template(tokenizer: Any, name: str, enable_thinking: bool | None) -> Any:
+def _factory_template(tokenizer: Any, name: str) -> Any:
     try:
         from llamafactory.data import get_template_and_fix_tokenizer
         from llamafactory.data.template import TEMPLATES
@@ -114,4 +113,4 @@ def _factory_template(tokenizer: Any, name: str, enable_thinking: bool | None) -
         raise ConfigError(
             f"template is {shown(name)}{did_you_mean(name, known)}; write plain, chat, or one of LLaMA-Factory"
         )
-    return get_template_and_fix_tokenizer(tokenizer, DataArguments(template=name, enable_thinking=enable_thinking))
+    return get_template_and_fix_tokenizer(tokenizer, DataArguments(template=name))
