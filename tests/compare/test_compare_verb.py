@@ -303,17 +303,17 @@ def test_a_launcher_that_returns_at_once_finishes_nothing(plan, write, in_proces
     with pytest.raises(
         DataFlexError, match=r"the model to start from failed: its command ended before .* a launcher that"
     ):
-        compare(write(plan(seeds=[1])))
+        compare(write(plan(seeds=[1], launcher="env")))
     monkeypatch.setattr(
         runs, "_run", lambda command, log, what: None if "train" in command else whole(command, log, what)
     )
-    assert compare(write(plan(seeds=[1]))) == 1
+    assert compare(write(plan(seeds=[1], launcher="env"))) == 1
     assert (
         "random, seed 1 failed: its command ended before step 7 was trained; name a launcher" in capsys.readouterr().out
     )
     assert not list(Path("out").rglob("finished.json"))
     monkeypatch.setattr(runs, "_run", whole)
-    assert compare(write(plan(seeds=[1]))) == 0
+    assert compare(write(plan(seeds=[1], launcher="env"))) == 0
 
 
 def test_a_run_whose_record_is_damaged_is_told_and_the_others_stand(plan, write, in_process, capsys):

@@ -22,7 +22,6 @@ from dataflex.ledger.files import write_atomic
 from dataflex.ledger.ledger import LOCK_FILE, Ledger
 
 PARENT_DIED = 1  # PR_SET_PDEATHSIG of prctl(2)
-WAITING = "name a launcher that waits for its command, such as srun"
 PATIENCE_S = 30.0  # for a run that a killed comparison left, which ends with it
 
 
@@ -82,7 +81,9 @@ def train(run: Run, launcher: Sequence[str]) -> str | None:
     what = f"{run.method}, seed {run.seed}"
     problem = _run(command, run.log, what)
     if problem is None and not _ended_at(run):
-        problem = f"{what} failed: its command ended before step {run.num_steps} was trained; {WAITING}"
+        problem = (
+            f"{what} failed: its command ended before step {run.num_steps} was trained; {_remedy(launcher, run.log)}"
+        )
     if problem is None:
         write_atomic(run.folder / "finished.json", json.dumps({"digest": run.digest}).encode())
     return problem
@@ -111,9 +112,10 @@ def measure_all(
     path = out.with_name("measure.json")
     write_atomic(path, json.dumps(spec, indent=1).encode())
     command = [*launcher, sys.executable, "-m", "dataflex.evaluate.compare.measure", str(path)]
-    problem = _run(command, out.with_name("measure.log"), f"measuring {what}")
+    log = out.with_name("measure.log")
+    problem = _run(command, log, f"measuring {what}")
     if problem is None and not checkpoints.keys() <= {int(step) for step in _read(out)}:
-        return f"measuring {what} failed: its command ended before {out} was written; {WAITING}"
+        return f"measuring {what} failed: its command ended before {out} was written; {_remedy(launcher, log)}"
     return problem
 
 
@@ -125,6 +127,11 @@ def measured(run: Run, held_out: HeldOut) -> dict[int, dict[str, Any]]:
 
 def _measurements(run: Run, held_out: HeldOut) -> Path:
     return run.folder / f"held_out-{held_out.digest[:12]}.json"
+
+
+def _remedy(launcher: Sequence[str], log: Path) -> str:
+    """Of a command that reported success and left its work undone."""
+    return "name a launcher that waits for its command, such as srun" if launcher else f"the whole log: {log}"
 
 
 def _ended_at(run: Run) -> bool:
