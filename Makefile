@@ -56,7 +56,7 @@ compare-full: $(INSTALLED) ## the same at equal compute as well, then SmolLM2-13
 	@$(BIN)/python examples/quickstart/prepare.py
 	@$(BIN)/dataflex-cli compare examples/compare/compare_smollm2.yaml
 
-test: $(INSTALLED) ## the tests, those without a model first; about 12 minutes on 2 cores (TEST_WORKERS=2)
+test: $(INSTALLED) ## the tests, those without a model first; about 14 minutes on 2 cores (TEST_WORKERS=2)
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 		echo "No Chromium here: the tests of the report in a browser are skipped. apt-get install chromium chromium-driver"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" $(SHARED)
