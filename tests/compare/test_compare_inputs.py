@@ -62,9 +62,10 @@ def test_held_out_rows_that_are_rows_of_the_pool_are_counted_whatever_their_colu
     Path("data/renamed.json").write_text(json.dumps(renamed))
     add_entry("renamed", file_name="renamed.json", columns={"prompt": "q", "response": "a"})
     assert read_plan(write(plan(held_out={"dataset": "renamed"}))).num_held_out_trained == 4
-    Path("part.jsonl").write_text("\n".join(json.dumps(row) for row in rows_of("toy")[:4]))
-    with pytest.raises(ConfigError, match="all 4 rows are trained on as well"):
-        read_plan(write(plan(held_out={"file": "part.jsonl"})))
+    for name in ("part.jsonl", "part.json"):  # one row a line under either ending
+        Path(name).write_text("\n".join(json.dumps(row) for row in rows_of("toy")[:4]))
+        with pytest.raises(ConfigError, match="all 4 rows are trained on as well"):
+            read_plan(write(plan(held_out={"file": name})))
 
 
 def test_a_folder_can_be_a_held_out_set(plan, write):

@@ -19,7 +19,10 @@ CONFIG_FILES = ("deepspeed", "fsdp_config")  # keys that may name a file of sett
 
 def check_held_out(base: Mapping[str, Any], dataset: str | None, file: str | None) -> None:
     """Raise where the held-out rows are missing, empty, trained on, or what a method chooses by."""
-    used = {"is also trained on": dataset_names(base) or [], "is the target as well": target_names(base)}
+    used = {
+        "is also trained on": dataset_names(base) or [],
+        "is the target as well": dataset_names(base, "target") or [],
+    }
     for what, names in used.items():
         if dataset is not None and dataset in names:
             raise ConfigError(f"held_out: the data set {shown(dataset)} {what}; name rows that are not")
@@ -51,11 +54,6 @@ def _is_empty(path: Path) -> bool:
 def _part(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     """Which part of its file a data set reads."""
     return (entry.get("subset"), entry.get("split") or "train")
-
-
-def target_names(base: Mapping[str, Any]) -> list[str]:
-    """The data sets by which methods choose."""
-    return dataset_names({"dataset": base.get("target")}) or []
 
 
 def held_out_files(base: Mapping[str, Any], dataset: str | None, file: str | None) -> list[Path]:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from dataflex.cli.compare_inputs import dataset_files, entries_of, held_out_files
 from dataflex.cli.config import dataset_names
 from dataflex.core.errors import ConfigError
+from dataflex.core.json_rows import ENDINGS, read_json
 
 # Columns of LLaMA-Factory's alpaca and sharegpt forms, by what they hold; an entry's ``columns`` renames them.
 COLUMNS = {
@@ -56,12 +57,7 @@ def _rows(path: Path) -> list[Any]:
     try:
         if path.suffix == ".parquet":
             return pq.read_table(path).to_pylist()
-        if path.suffix not in (".json", ".jsonl"):
-            return []
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            whole = json.loads(text)
-            return whole if isinstance(whole, list) else []
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+        found = read_json(path) if path.suffix in ENDINGS else []
+        return found if isinstance(found, list) else []
     except (OSError, ValueError, RecursionError, pa.ArrowException):  # LLaMA-Factory says what is wrong with it
         return []

@@ -145,9 +145,8 @@ def split_config(config: dict[str, Any], component: Mapping[str, Any]) -> RunCon
 
 def _target_keys(ours: Mapping[str, Any]) -> dict[str, Any]:
     """What steers the selection: data sets by name as a list or with commas, and how they are grouped."""
-    value = ours.get("target")
-    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-    if value is not None and not (isinstance(names, list) and names and all(isinstance(n, str) and n for n in names)):
+    value, names = ours.get("target"), dataset_names(ours, "target")
+    if value is not None and not (names and all(isinstance(name, str) and name for name in names)):
         raise ConfigError(f"target is {shown(value)}; it must name one or more data sets of dataset_info.json")
     for key in ("target_groups", "allow_overlap"):
         if key in ours and value is None:
@@ -159,9 +158,9 @@ def _target_keys(ours: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def dataset_names(host: Mapping[str, Any]) -> list[str] | None:
-    """The data sets that a config names, in its order; None where it names none."""
-    names = host.get("dataset")
+def dataset_names(host: Mapping[str, Any], key: str = "dataset") -> list[str] | None:
+    """The data sets that a config names under ``key``, in its order; None where it names none."""
+    names = host.get(key)
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
     return names if isinstance(names, list) and names else None
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from dataflex.cli.config import dataset_names
 from dataflex.cli.host_numbers import number, positive
 from dataflex.core.errors import ConfigError, shown
+from dataflex.core.json_rows import ENDINGS, json_lines
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _count_rows(path: Path) -> int | None:
     try:
         if path.suffix == ".parquet":
             return pq.read_metadata(path).num_rows
-        if path.suffix not in (".json", ".jsonl"):
+        if path.suffix not in ENDINGS:
             return None
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError, pa.ArrowException):
@@ -94,6 +95,5 @@ def _count_rows(path: Path) -> int | None:
     except (ValueError, RecursionError):  # one object a line, under the other ending
         content = None
     if content is None:
-        # Not splitlines: it also cuts at characters that may stand inside a JSON string.
-        return sum(1 for line in text.split("\n") if line.strip())
+        return len(json_lines(text))
     return len(content) if isinstance(content, list) else None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from dataflex.core.errors import ConfigError, did_you_mean, shown
+from dataflex.core.json_rows import ENDINGS, read_json
 
 FORMATS = ("qa", "alpaca", "sharegpt")
 
@@ -81,12 +81,10 @@ def read_questions(source: Source) -> list[Question]:
 
 
 def _rows(path: Path, name: str) -> list[Any]:
-    if path.suffix not in (".json", ".jsonl"):
+    if path.suffix not in ENDINGS:
         raise ConfigError(f"path of {name} is {shown(str(path))}; it must end in .json or .jsonl")
     try:
-        text = path.read_text(encoding="utf-8")
-        # Not splitlines: it also cuts at characters that may stand inside a JSON string.
-        rows = json.loads(text) if path.suffix == ".json" else [json.loads(t) for t in text.split("\n") if t.strip()]
+        rows = read_json(path)
     except OSError as error:
         raise ConfigError(f"path of {name}, {shown(str(path))}, cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

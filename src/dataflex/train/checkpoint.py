@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dataflex.core.errors import ConfigError, DataFlexError
 from dataflex.ledger.files import write_atomic
+from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.trained import STATE_FILE
 
 MARKS = (TRAINER_STATE_NAME, STATE_FILE)  # without either a checkpoint is not complete
@@ -55,6 +56,34 @@ def read_state(checkpoint: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
             return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118  not a dict
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error}); resume from another checkpoint") from error
+
+
+def restore_state(
+    checkpoint: Path, fingerprint: Mapping[str, Any], why_not: Callable[[Mapping[str, Any]], str | None]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return what ``write_state`` wrote, of a checkpoint that the present run can go on from.
+
+    Args:
+        why_not: given a checkpoint's values, why it does not belong to the present run and record, or None.
+
+    Raises:
+        ConfigError: it is damaged, or of another run.
+    """
+    arrays, meta = read_state(checkpoint)
+    expected = {"step", "run_id", "trained", "fingerprint", "world_size", "seconds"} <= meta.keys()
+    if not expected or not {"times_trained_N", "scorable_N"} <= arrays.keys():
+        raise ConfigError(f"{checkpoint / STATE_FILE} is damaged: a part is missing; resume from another checkpoint")
+    if meta["fingerprint"] != fingerprint:
+        raise ConfigError(
+            f"{checkpoint} belongs to another run: {differences(meta['fingerprint'], dict(fingerprint))}; resume "
+            "with the config of that run, or start anew with overwrite_output_dir: true"
+        )
+    reason = why_not(meta)
+    if reason is not None:
+        raise ConfigError(
+            f"{checkpoint} {reason}; resume from another checkpoint, or start anew with overwrite_output_dir: true"
+        )
+    return arrays, meta
 
 
 def _rng_files(world_size: int) -> list[str]:

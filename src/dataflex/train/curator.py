@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -13,24 +11,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dataflex.algorithms.base import Selection
-from dataflex.core.errors import ConfigError, DataFlexError, LedgerError
+from dataflex.core.errors import LedgerError
 from dataflex.core.order import Deal, Geometry
 from dataflex.core.plan import SegmentPlan
 from dataflex.core.seeds import loader_seed
 from dataflex.core.segment import Progress, Segment
-from dataflex.ledger.files import write_atomic
-from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.groups import Groups
 from dataflex.ledger.ledger import Ledger
-from dataflex.train.budget_record import BUDGET, recorded_signals
+from dataflex.train.budget_record import BUDGET
 from dataflex.train.budgeted_losses import BudgetedLosses
-from dataflex.train.checkpoint import MARKS, STATE_FILE, read_state, write_state
-from dataflex.train.decide import MIX, Decision, Situation, candidates, decide, in_turn, initial_state, part, prefixed
+from dataflex.train.checkpoint import MARKS, restore_state, write_state
+from dataflex.train.decide import MIX, Decision, Situation, candidates, decide, initial_state, part, prefixed
 from dataflex.train.describe import cost_of_choosing, describe, describe_cost
-from dataflex.train.domains import LEARNED, Domains
-from dataflex.train.former import Former, difference
+from dataflex.train.domains import Domains, write_learned
+from dataflex.train.evidence import Evidence, EvidenceTaker
+from dataflex.train.former import Former
 from dataflex.train.line import segment_line
-from dataflex.train.measured import Measured, added
+from dataflex.train.measured import Measured
 from dataflex.train.method import Method
 from dataflex.train.metrics import metrics
 from dataflex.train.overlap import expected_overlap
@@ -90,17 +87,10 @@ class Curator:
         """
         self.method, self.plan, self.geometry, self.pool = method, plan, geometry, pool
         self.seed, self._ledger, self.ranks, self._versions = seed, ledger, ranks, dict(versions)
-        self._measure, self._spot_check = measure, spot_check
+        self._measure = measure
         self._host_order, self._say, self._log = host_order, say, log
         self._sources, self.domains, self.training = sources, domains, training
         self._budget = budget
-        self._budgeted = budget and BudgetedLosses(
-            budget,
-            ranks=ranks,
-            ledger=ledger,
-            measure=lambda progress, rows: self._measure("loss", progress, rows),
-            cached_losses=cached_losses,
-        )
         self._shown = Shown(
             method=method,
             num_rows=len(pool),
@@ -109,6 +99,21 @@ class Curator:
             domains=domains,
             measure_domains=measure_domains,
             training=training,
+        )
+        self._evidence = EvidenceTaker(
+            ranks=ranks,
+            measure=lambda *asked: self._measure(*asked),
+            spot_check=spot_check,
+            shown=self._shown,
+            budgeted=budget
+            and BudgetedLosses(
+                budget,
+                ranks=ranks,
+                ledger=ledger,
+                measure=lambda progress, rows: self._measure("loss", progress, rows),
+                cached_losses=cached_losses,
+            ),
+            versions=versions,
         )
         self._reset()
 
@@ -189,45 +194,18 @@ class Curator:
         progress, method = self.plan.progress(segment), self.method
         self._shown.take()
         finished = self._shown.finish_segment(segment)
-        at_hand, limited = in_turn(frozenset() if method.follows_host else method.needs_at(progress))
-        signals: dict[str, np.ndarray] = {}
-        scoring: dict[str, Any] = {}
-        warnings: list[str] = []
-        budgeted: dict[str, Any] = {}  # what the budget says of this decision
-        if self._budgeted is not None:
-            self._budgeted.prepare(progress, self._shown.board)
-        kept = self.ranks.from_main(lambda: sorted(self._former.signals(self._former.in_force(segment.index))))
-        rows_R: np.ndarray | None = None  # those that dear signals are limited to
-        for name in [*at_hand, *limited]:
-            if name in limited[:1]:
-                rows_R = self.ranks.from_main(lambda: self._candidates(segment, progress, signals))
-            if name == "times_trained":
-                signals[name] = self._times_trained_N.copy()
-            elif name == "training_loss":
-                signals[name] = self._shown.last_losses_N
-            elif name in kept:
-                scoring = {"source": "ledger", "num_rows": 0, "num_tokens": 0, "seconds": 0.0}
-                if self.ranks.is_main:
-                    signals[name] = self._former.signals(self._former.in_force(segment.index))[name]
-                if name == "loss":
-                    self._measure_again(segment)
-                    budgeted = self.ranks.from_main(lambda: self._recall(segment, progress, signals))
-            else:
-                if name == "loss" and self._budgeted is not None:
-                    measured, budgeted = self._budgeted.measure(
-                        progress, self._times_trained_N, rows_R, signals, self._shown.board
-                    )
-                else:
-                    measured = self._measure(name, progress, rows_R)
-                signals[name] = measured.values
-                if name == "loss":
-                    compare = functools.partial(self._compare, segment, measured, signals, budgeted)
-                    warnings += self.ranks.from_main(compare)
-                scoring = added(scoring, measured.cost)
+        evidence = self._evidence.take(
+            frozenset() if method.follows_host else method.needs_at(progress),
+            segment,
+            progress,
+            former=self._former,
+            times_trained_N=self._times_trained_N,
+            candidates=lambda signals: self._candidates(segment, progress, signals),
+        )
         # In the host's own order nothing is chosen: every rank knows the rows, rank 0 records them.
         epoch_rows = self._host_order(segment.cycle) if method.follows_host else None
         line, rows_Q, numbers, mix_state, factors_Q = self.ranks.from_main(
-            lambda: self._choose(segment, progress, signals, scoring, warnings, began, epoch_rows, finished, budgeted)
+            lambda: self._choose(segment, progress, evidence, began, epoch_rows, finished)
         )
         self._state |= mix_state
         self._keep_factors(rows_Q, factors_Q)
@@ -247,71 +225,14 @@ class Curator:
         rows_R, self._state = candidates(self.method, progress, self._state, signals, quota=quota, seed=self.seed)
         return rows_R
 
-    def _recall(self, segment: Segment, progress: Progress, signals: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Take in what the recorded line of this segment says of the budget (rank 0)."""
-        line = self._former.in_force(segment.index)
-        if self._budgeted is None or line is None:
-            return {}
-        return self._budgeted.recall(progress, line, self._former.signals(line), signals)
-
-    def _measure_again(self, segment: Segment) -> None:
-        """Losses of some rows, to see that recorded ones are those of the present weights (collective)."""
-        line = self._former.in_force(segment.index)
-        rows_R = self.ranks.from_main(lambda: self._former.rows_to_measure_again(line or {}))
-        if len(rows_R) == 0:
-            return
-        again = self._spot_check(rows_R)
-        self.ranks.from_main(lambda: self._former.verify_losses(line or {}, rows_R, again, self._versions))
-
-    def _compare(
-        self, segment: Segment, measured: Measured, signals: dict[str, np.ndarray], budgeted: dict[str, Any]
-    ) -> list[str]:
-        """Take the losses that a rolled-back line recorded, where the steps before it gave the same again (rank 0).
-
-        A complete line wins: a choice that was recorded is made again in spite of another order of summation.
-
-        Args:
-            budgeted: what the budget says of this decision; replaced with the losses.
-
-        Returns:
-            What is to be said.
-        """
-        line = self._former.rolled_back(segment.index, segment.start)
-        columns_N = self._former.signals(line)
-        recorded = columns_N.get("loss")
-        if line is None or recorded is None:
-            return []
-        then_N, now_N = recorded, measured.values
-        if "scored" in signals and "scored" in columns_N:  # estimates follow from what was measured
-            then_N = np.where(columns_N["scored"], then_N, np.nan)
-            now_N = np.where(signals["scored"], now_N, np.nan)
-        apart = difference(then_N, now_N, measured.tolerance)
-        if apart is None:
-            measured.cost["decided_by"] = "the losses recorded before the interruption"
-            signals["loss"] = recorded
-            budget = (line["scoring"] or {}).get("budget")
-            if budget is not None:
-                signals |= recorded_signals(budget, columns_N)
-                budgeted.clear()
-                budgeted |= budget
-                measured.cost["budget"] = {**measured.cost["budget"], **budget}
-            return []
-        return [
-            f"training up to step {segment.start} again gave other losses than before the interruption (row "
-            f"{apart.position}: {apart.then:.6g} then, {apart.now:.6g} now): segment {segment.index} is decided anew"
-        ]
-
     def _choose(
         self,
         segment: Segment,
         progress: Progress,
-        signals: Mapping[str, np.ndarray],
-        scoring: dict[str, Any],
-        warnings: list[str],
+        evidence: Evidence,
         began: float,
         epoch_rows: np.ndarray | None,
         finished: Mapping[str, Any],
-        budgeted: Mapping[str, Any],
     ) -> tuple[dict[str, Any], np.ndarray, dict[str, float], dict[str, np.ndarray], np.ndarray | None]:
         """Decide and record one segment (rank 0).
 
@@ -319,8 +240,8 @@ class Curator:
             Its line, its rows, its numbers, the mixer's state after it, how much each row counts (None: 1).
         """
         quota = segment.num_steps * self.geometry.global_batch
-        if "loss" in signals and not self.method.limits_passes:
-            self._scorable_N = self.pool.info.trainable_N & np.isfinite(signals["loss"])
+        if "loss" in evidence.signals and not self.method.limits_passes:
+            self._scorable_N = self.pool.info.trainable_N & np.isfinite(evidence.signals["loss"])
         chose = time.perf_counter()
         if epoch_rows is not None:
             first = (segment.start - segment.cycle * self.plan.steps_per_epoch) * self.geometry.global_batch
@@ -328,14 +249,15 @@ class Curator:
             selection = Selection(rows_Q=rows_Q, decision="host order", ordered=True)
             decision = Decision(selection=selection, rows_Q=rows_Q, state=self._state)
         else:
-            at = self._situation(progress, signals, quota, finished, budgeted)
+            at = self._situation(progress, evidence, quota, finished)
             decision = decide(self.method, progress, self._state, at)
-            if len(budgeted.get("errors", ())):
-                expected = expected_overlap(self.method, progress, self._state, at, decision, budgeted["errors"])
-                scoring["budget"] |= expected
+            errors = evidence.budgeted.get("errors", ())
+            if len(errors):
+                expected = expected_overlap(self.method, progress, self._state, at, decision, errors)
+                evidence.scoring["budget"] |= expected
         self._state = decision.state
         rows_Q, selection = decision.rows_Q, decision.selection
-        self._check(rows_Q, quota, segment, host=epoch_rows is not None)
+        self.method.check_rows(rows_Q, quota, len(self.pool), segment.index, of_host=epoch_rows is not None)
         columns_N = dict(selection.columns_N)
         if columns_N:
             columns_N = {"row": np.arange(len(self.pool)), "times_trained": self._times_trained_N.copy(), **columns_N}
@@ -348,8 +270,8 @@ class Curator:
             domains=self.domains,
             domain_signals=self._shown.domain_signals(progress, finished),
             seed=self.seed,
-            warnings=warnings,
-            scoring=scoring,
+            warnings=evidence.warnings,
+            scoring=evidence.scoring,
             seconds={"total": now - began, "select": now - chose},
             share_of_run=self._seconds["choosing"] / max(self._running(), 1e-9),
             versions=self._versions,
@@ -367,16 +289,9 @@ class Curator:
         factors_Q = columns_N[FACTOR][rows_Q] if FACTOR in columns_N else None
         return line, rows_Q, numbers, prefixed(MIX, part(self._state, MIX)), factors_Q
 
-    def _situation(
-        self,
-        progress: Progress,
-        signals: Mapping[str, np.ndarray],
-        quota: int,
-        finished: Mapping[str, Any],
-        budgeted: Mapping[str, Any],
-    ) -> Situation:
+    def _situation(self, progress: Progress, evidence: Evidence, quota: int, finished: Mapping[str, Any]) -> Situation:
         return Situation(
-            signals=signals,
+            signals=evidence.signals,
             domain_signals=self._shown.domain_signals(progress, finished),
             scorable_N=self._scorable_N,
             times_trained_N=self._times_trained_N,
@@ -384,7 +299,7 @@ class Curator:
             domains=self.domains,
             quota=quota,
             seed=self.seed,
-            why_uniform=budgeted.get("uniform"),
+            why_uniform=evidence.budgeted.get("uniform"),
         )
 
     # mixers that learn by step
@@ -411,21 +326,6 @@ class Curator:
         segment, rows_Q = self._current
         batch = self.geometry.global_batch
         return rows_Q[(step - segment.start) * batch : (step - segment.start + 1) * batch]
-
-    def _check(self, rows_Q: np.ndarray, quota: int, segment: Segment, *, host: bool) -> None:
-        """Methods may come from other packages: what they return is checked before it is recorded."""
-        wrong_size = len(rows_Q) > quota if host else len(rows_Q) != quota
-        if wrong_size or rows_Q.ndim != 1 or rows_Q.dtype.kind not in "iu":
-            raise DataFlexError(
-                f"method {self.method.name} returned {len(rows_Q)} {rows_Q.dtype} rows for segment {segment.index}, "
-                f"whose quota is {quota} row numbers"
-            )
-        outside = rows_Q[(rows_Q < 0) | (rows_Q >= len(self.pool))]
-        if len(outside):
-            raise DataFlexError(
-                f"method {self.method.name} returned row {int(outside[0])}, but the pool has rows 0 to "
-                f"{len(self.pool) - 1}"
-            )
 
     def _running(self) -> float:
         """Seconds of the run so far, over all its processes."""
@@ -456,7 +356,7 @@ class Curator:
             self._say(without_lock)
         if checkpoint is not None:
             step, training = self._restore(Path(checkpoint), run["fingerprint"])
-            self._same_base(run)
+            self._former.require_same_base(run)
             self._say(f"going on after step {step}, from {checkpoint}")
             self._go_on_from(step)
             return {**prefixed(MIX, part(self._state, MIX)), **training}
@@ -466,7 +366,7 @@ class Curator:
         # One record, one id: checkpoints of an earlier run in the same directory must not be taken for this one's.
         self._run_id = uuid.uuid4().hex
         if found == "continue":
-            self._same_base(run)
+            self._former.require_same_base(run)
             self._run_id = self._ledger.run_id()
             # What the run has found out, such as its batch size, stays; what cannot be told now is what it was.
             run = {**self._ledger.run(), **{key: value for key, value in run.items() if value is not None}}
@@ -481,15 +381,6 @@ class Curator:
         self._ledger.note(
             {"kind": "resume", "step": step, "geometry": dict(vars(self.geometry)), "versions": self._versions}
         )
-
-    def _same_base(self, run: Mapping[str, Any]) -> None:
-        """Checkpoints of an adapter hold the adapter only: its base model must be the one it was trained on."""
-        then, now = self._ledger.run().get("base_weights"), run.get("base_weights")
-        if then is not None and now is not None and then != now:
-            raise ConfigError(
-                f"the frozen weights of the model are not those of the run recorded in {self._ledger.root} (hash "
-                f"{then[:12]} then, {now[:12]} now); restore the model, or start anew with overwrite_output_dir: true"
-            )
 
     def why_not(self, meta: Mapping[str, Any]) -> str | None:
         """Why a checkpoint of these values cannot be resumed with the present ledger; None when it can (rank 0)."""
@@ -517,13 +408,8 @@ class Curator:
         """Write the proportions that the mixer found, for the run that trains on them."""
         mixer = self.method.mixer.method if self.method.mixer is not None else None
         learned_D = mixer.learned(part(self._state, MIX)) if mixer is not None and hasattr(mixer, "learned") else None
-        if learned_D is None or self.domains is None:
-            return
-        path = self._ledger.root / LEARNED.name
-        named = dict(zip(self.domains.info.names, learned_D.tolist(), strict=True))
-        write_atomic(path, json.dumps(named, ensure_ascii=False, indent=2).encode())
-        listed = ", ".join(f"{name} {share:.4f}" for name, share in named.items())
-        self._say(f"learned proportions: {listed}; in {path}")
+        if learned_D is not None and self.domains is not None:
+            self._say(write_learned(self._ledger.root, self.domains, learned_D))
 
     def clear(self, checkpoint: Path) -> None:
         """Take the marks of completeness off a folder that is about to be written again."""
@@ -554,22 +440,7 @@ class Curator:
 
     def _restore(self, checkpoint: Path, fingerprint: Mapping[str, Any]) -> tuple[int, dict[str, np.ndarray]]:
         """Take the state of a checkpoint: the step it was saved at, and what every rank must have of it (rank 0)."""
-        arrays, meta = read_state(checkpoint)
-        expected = {"step", "run_id", "trained", "fingerprint", "world_size", "seconds"} <= meta.keys()
-        if not expected or not {"times_trained_N", "scorable_N"} <= arrays.keys():
-            raise ConfigError(
-                f"{checkpoint / STATE_FILE} is damaged: a part is missing; resume from another checkpoint"
-            )
-        if meta["fingerprint"] != fingerprint:
-            raise ConfigError(
-                f"{checkpoint} belongs to another run: {differences(meta['fingerprint'], dict(fingerprint))}; resume "
-                "with the config of that run, or start anew with overwrite_output_dir: true"
-            )
-        why_not = self.why_not(meta)
-        if why_not is not None:
-            raise ConfigError(
-                f"{checkpoint} {why_not}; resume from another checkpoint, or start anew with overwrite_output_dir: true"
-            )
+        arrays, meta = restore_state(checkpoint, fingerprint, self.why_not)
         self._run_id = meta["run_id"]
         self._state = under("state.", arrays)
         self._times_trained_N, self._scorable_N = arrays["times_trained_N"], arrays["scorable_N"]

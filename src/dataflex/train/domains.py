@@ -16,6 +16,7 @@ from dataflex.algorithms.base import DomainInfo, PoolInfo
 from dataflex.algorithms.mix.proportions import check_proportions, resolve_proportions
 from dataflex.core.domains import count_rows, sum_by_domain
 from dataflex.core.errors import ConfigError, did_you_mean, shown
+from dataflex.ledger.files import write_atomic
 
 pc: Any = pc_typed  # its functions are made when it is imported
 
@@ -112,3 +113,16 @@ def read_proportions(path: str, domains: Domains) -> np.ndarray:
         raise ConfigError(f"{file} is no mapping of domains to numbers; name the output_dir of step 2")
     check_proportions(str(file), content)
     return resolve_proportions(str(file), content, domains.info, domains.info.num_rows_D)
+
+
+def write_learned(folder: Path, domains: Domains, learned_D: np.ndarray) -> str:
+    """Write the proportions that a mixer found, for the run that trains on them; the sentence that says so.
+
+    Args:
+        folder: of the run's record.
+    """
+    path = folder / LEARNED.name
+    named = dict(zip(domains.info.names, learned_D.tolist(), strict=True))
+    write_atomic(path, json.dumps(named, ensure_ascii=False, indent=2).encode())
+    listed = ", ".join(f"{name} {share:.4f}" for name, share in named.items())
+    return f"learned proportions: {listed}; in {path}"

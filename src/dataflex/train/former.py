@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dataflex.algorithms.select.gradient import recorded_similarities
-from dataflex.core.errors import LedgerError
+from dataflex.core.errors import ConfigError, LedgerError
 from dataflex.core.plan import SegmentPlan
 from dataflex.ledger.fingerprint import differences
 from dataflex.ledger.ledger import Ledger
@@ -47,6 +47,19 @@ class Former:
         if recorded < meta["step"] or meta["trained"] != self.trained_digest(meta["step"]):
             return "was trained on rows that have been rolled back since"
         return None
+
+    def require_same_base(self, run: Mapping[str, Any]) -> None:
+        """Checkpoints of an adapter hold the adapter only: its base model must be the one it was trained on.
+
+        Raises:
+            ConfigError: the frozen weights are not those of the record.
+        """
+        then, now = self._ledger.run().get("base_weights"), run.get("base_weights")
+        if then is not None and now is not None and then != now:
+            raise ConfigError(
+                f"the frozen weights of the model are not those of the run recorded in {self._ledger.root} (hash "
+                f"{then[:12]} then, {now[:12]} now); restore the model, or start anew with overwrite_output_dir: true"
+            )
 
     def _recorded_steps(self) -> int:
         """Number of steps from the first that the ledger covers without a gap."""

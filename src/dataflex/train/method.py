@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from dataflex.algorithms.base import Progress
 from dataflex.algorithms.combine import Combination, Part, check_combination, decides
 from dataflex.algorithms.select.static import Static
-from dataflex.core.errors import ConfigError
+from dataflex.core.errors import ConfigError, DataFlexError
 
 
 def parameters(method: Any) -> dict[str, Any]:
@@ -160,6 +162,30 @@ class Method:
         """What is known of a decision before the run."""
         note = getattr(self.selector, "plan_note", None)
         return note(progress) if note is not None and self.selects else {}
+
+    # what it returned
+
+    def check_rows(self, rows_Q: np.ndarray, quota: int, num_rows: int, segment: int, *, of_host: bool) -> None:
+        """Methods may come from other packages: what they return is checked before it is recorded.
+
+        Args:
+            num_rows: of the pool.
+            of_host: the rows are of the host's own order, whose last segment may be short.
+
+        Raises:
+            DataFlexError: not ``quota`` row numbers of the pool.
+        """
+        wrong_size = len(rows_Q) > quota if of_host else len(rows_Q) != quota
+        if wrong_size or rows_Q.ndim != 1 or rows_Q.dtype.kind not in "iu":
+            raise DataFlexError(
+                f"method {self.name} returned {len(rows_Q)} {rows_Q.dtype} rows for segment {segment}, whose quota is "
+                f"{quota} row numbers"
+            )
+        outside = rows_Q[(rows_Q < 0) | (rows_Q >= num_rows)]
+        if len(outside):
+            raise DataFlexError(
+                f"method {self.name} returned row {int(outside[0])}, but the pool has rows 0 to {num_rows - 1}"
+            )
 
     # for the record
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -29,8 +28,9 @@ from dataflex.train.checkpoint import newest_complete_checkpoint
 from dataflex.train.curator import Curator
 from dataflex.train.indexed import SAMPLE_IDS, IndexedCollator, IndexedDataset
 from dataflex.train.loggers import log_off_console
-from dataflex.train.make_budget import full_share, make_budget
+from dataflex.train.make_budget import make_budget
 from dataflex.train.measure import Measurer
+from dataflex.train.opening import first_lines
 from dataflex.train.pool import Pool, read_pool
 from dataflex.train.progress import say
 from dataflex.train.python_api import (
@@ -43,7 +43,6 @@ from dataflex.train.python_api import (
 )
 from dataflex.train.ranks import Ranks, load_cpu_checkpoints_by_index
 from dataflex.train.refuse import refuse_model, refuse_stream, refuse_trainer, refuse_unsupported
-from dataflex.train.score_budget import budget_sentence
 from dataflex.train.settings import (
     Settings,
     check_quotas,
@@ -51,7 +50,6 @@ from dataflex.train.settings import (
     geometry_of,
     make_fingerprint,
     make_plan,
-    unguided,
     versions,
 )
 from dataflex.train.source_loss import SourceLoss
@@ -268,7 +266,9 @@ class DynamicDataMixin:
                 "this version of transformers cannot resume an epoch whose last step is short of micro-batches; "
                 "install transformers>=5.3, or set dataloader_drop_last: true"
             )
-        self._say_length()
+        if trainer_args.process_index == 0:
+            for line in first_lines(self._dataflex, curator.plan, curator.geometry, curator.pool, self):
+                say(line)
         # The chain positions itself; the Trainer's own skipping would rebuild the loader and train nothing.
         ignore_data_skip, trainer_args.ignore_data_skip = trainer_args.ignore_data_skip, True
         try:
@@ -336,27 +336,6 @@ class DynamicDataMixin:
         # Trainer takes for complete has our state.
         if is_checkpoint:
             self.curator.save(Path(output_dir or ""), self.state.global_step, self._fingerprint)  # type: ignore[attr-defined]
-
-    def _say_length(self) -> None:
-        plan, args = self.curator.plan, self.args  # type: ignore[attr-defined]
-        if args.process_index != 0:
-            return
-        schedule = self._dataflex.schedule
-        segments = list(plan.segments()) if plan.num_steps <= 100_000 else []
-        say(
-            f"{self.curator.method.title}: {plan.num_steps} steps in {len(segments) or 'many'} segments over a pool of "
-            f"{len(self.curator.pool)} samples, {self.curator.geometry.global_batch} samples a step"
-        )
-        unbounded = schedule.train_step or math.ceil(args.num_train_epochs * plan.steps_per_epoch)
-        if plan.num_steps < unbounded:
-            say(f"max_steps ends the run after {plan.num_steps} steps; the schedule has {unbounded}")
-        method, pool, geometry = self.curator.method, self.curator.pool, self.curator.geometry
-        for sentence in (
-            unguided(method, plan),
-            budget_sentence(method, full_share(method, plan, pool, geometry, self)),
-        ):
-            if sentence:
-                say(sentence)
 
     def _run_record(self) -> dict[str, Any]:
         plan, geometry = self.curator.plan, self.curator.geometry
