@@ -56,3 +56,7 @@ def test_flops_are_two_for_each_weight_and_token_of_a_forward():
     assert cost.choosing_flops(7, forwards=3.0) == 2 * 7 * 100
     by_gradient = dataclasses.replace(cost, gradient_tokens=40)
     assert by_gradient.choosing_flops(7, forwards=3.0) == 2 * 7 * (60 + 3 * 40)
+    by_another = dataclasses.replace(cost, other_tokens=40, other_macs=40 * 2)  # a model of 2 weights
+    assert by_another.choosing_flops(7, forwards=3.0) == 2 * (7 * 60 + 2 * 40)
+    beside_another = dataclasses.replace(cost, reference_weights=2)
+    assert beside_another.training_flops(7, forwards=3.0) == 2 * 10 * (3 * 7 + 2)

@@ -221,6 +221,8 @@ def test_a_sentence_encoder_reads_the_rows_as_texts(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "run")
     line = next(line for _, line in sorted(ledger.segments().items()) if line["decision"] == "guided")
     found = np.load(line["scoring"]["files"]["embeddings"])
+    per_layer = 4 * 16 * 16 + 2 * 16 * 20  # its own weights are what the pass is counted with
+    assert line["scoring"]["other_macs"] == (per_layer + 16 * 16) * line["scoring"]["other_tokens"]
     texts = Words().batch_decode([row["input_ids"] for row in make_rows()], skip_special_tokens=True)
     wanted = library.SentenceTransformer(str(folder), device="cpu").encode(texts, normalize_embeddings=True)
     np.testing.assert_allclose(found, wanted, atol=1e-5)

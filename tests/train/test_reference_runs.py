@@ -24,6 +24,8 @@ from dataflex.train.rederive import rederive
 
 SCHEDULE = Schedule(update_step=2, update_times=3)
 RATE = 0.05
+# Of products that a token meets in ``model()``: two layers (2 heads, 1 of keys and values) with an MLP, and the head.
+NUM_WEIGHTS = 2 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24) + 16 * VOCAB
 
 
 def model(seed: int = 0) -> Any:
@@ -109,12 +111,16 @@ def test_a_references_losses_are_its_own_and_candidates_alone_are_scored(folder:
         measured = np.isfinite(columns["loss"])
         assert measured.sum() == 16 == 2 * line["num_rows"]
         assert line["scoring"]["num_rows"] == 16 + (NUM_ROWS - 1) * (number == 0)
+        others = [line["scoring"].get(name) for name in ("other_tokens", "other_macs")]  # what the reference read
+        num_tokens = sum(len(row["input_ids"]) for i, row in enumerate(make_rows()) if i != 9)
+        assert others == ([num_tokens, num_tokens * NUM_WEIGHTS] if number == 0 else [None, None])
         excess = np.where(measured, columns["loss"] - columns["reference_loss"], -np.inf)
         best = np.argsort(-excess, kind="stable")[: line["num_rows"]]
         assert sorted(ledger.rows_of(line).tolist()) == sorted(best.tolist())
     assert rederive(audit(ledger), trainer._dataflex.method) == []
     trainer_of(tmp_path / "other", selector).train()
     assert Ledger(tmp_path / "other").segments()[0]["scoring"]["num_rows"] == 16, "the reference's are kept"
+    assert "reference_weights" not in ledger.run()
 
 
 def test_self_is_the_model_without_its_adapter(tmp_path: Path) -> None:
@@ -293,6 +299,7 @@ def test_infobatch_trains_what_is_kept_with_the_weight_of_what_is_not(tmp_path: 
 def test_rho1_trains_the_tokens_of_largest_excess(folder: Path, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, weigher=Rho1(reference=str(folder), keep=0.5), selector=Random())
     trainer.train()
+    assert Ledger(tmp_path).run()["reference_weights"] == NUM_WEIGHTS
     reference = LlamaForCausalLM.from_pretrained(folder)
 
     def coefficients(of: Any, batch: list[int], step: int) -> list[torch.Tensor]:

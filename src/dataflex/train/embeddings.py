@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Embedded:
     path: Path  # of a .npy file, float32, shape (N, E)
     cost: Collected
     seconds: float
+    encoder: Any = None  # the model that made them, where it is not the one in training
 
     def read(self) -> np.ndarray:
         """The embeddings, memory-mapped and read-only; NaN for a row that has none."""
@@ -87,7 +88,7 @@ class EmbeddingPass:
         for dataset, pool in sources:
             texts = functools.partial(self._texts, dataset)
             signal = SentenceEncoder(model=encoder, texts=texts, device=ranks.device)
-            made.append(self._embed(signal, made_with, pool, ranks))
+            made.append(replace(self._embed(signal, made_with, pool, ranks), encoder=encoder))
         return made
 
     def _by_trained(self, selector: Any, sources: list[tuple[Any, Pool]], ranks: Collective) -> list[Embedded]:

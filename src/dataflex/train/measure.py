@@ -16,6 +16,7 @@ from dataflex.ledger.ledger import Ledger
 from dataflex.signals.adapter import without_adapter
 from dataflex.signals.cache import SignalCache, weights_digest
 from dataflex.signals.file import read_neighbours, read_scores
+from dataflex.signals.flops import flops_of
 from dataflex.train.answers import Answers, tokenizer_of
 from dataflex.train.embeddings import Embedded, EmbeddingPass
 from dataflex.train.gradients import GradientPass
@@ -181,6 +182,8 @@ class Measurer:
             "tokens_per_s": found.cost.num_tokens / max(found.seconds, 1e-9),
             "files": {name: str(found.path)},
         }
+        if found.encoder is not None:
+            cost = _of_another(cost, found.encoder)
         # Only the first rank decides, and only its host need have the file.
         return Measured(values=found.read() if self._ranks.is_main else np.zeros((0, 0), np.float32), cost=cost)
 
@@ -197,7 +200,8 @@ class Measurer:
             with without_adapter(model):
                 return self._losses.of_model(model, "reference_loss", weights_digest(model, "base"))
         reference = Reference(path, model, trainer.accelerator).model
-        return self._losses.of_model(reference, "reference_loss", weights_digest(reference))
+        measured = self._losses.of_model(reference, "reference_loss", weights_digest(reference))
+        return replace(measured, cost=_of_another(measured.cost, reference))
 
     def _answer_losses(self) -> Measured:
         """Losses of the answers after their prompts and without them, shape (N, 2); see ``train.answers``."""
@@ -228,7 +232,8 @@ class Measurer:
                 self._losses.of_model(model, "answer_loss", digest, source=source, what=answers.told(prompted=prompted))
             )
         values_Nx2 = np.stack([one.values for one in both], axis=1)
-        return Measured(values=values_Nx2, cost=added(both[0].cost, both[1].cost))
+        cost = added(both[0].cost, both[1].cost)
+        return Measured(values=values_Nx2, cost=cost if model is own else _of_another(cost, model))
 
     def _file(self) -> np.ndarray:
         return self._scores(self._selector.path)
@@ -244,6 +249,14 @@ class Measurer:
                 f"{self._selector.path} has no segment {progress.segment}: the recorded run is shorter than this one"
             )
         return ledger.rows_of(line)
+
+
+def _of_another(cost: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """The cost of a pass that ``model`` made, not the one in training; what was kept of an earlier one included."""
+    num_tokens = cost["num_tokens"] + cost.get("num_tokens_kept", 0)
+    if not num_tokens:
+        return dict(cost)
+    return {**cost, "other_tokens": num_tokens, "other_macs": flops_of(model).weights * num_tokens}
 
 
 def learning_rate(trainer: Any) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+OTHER = ("other_tokens", "other_macs")  # of these tokens, those that another model scored: times its weights
 FROM_CACHE = {"source": "cache", "num_rows": 0, "num_tokens": 0, "seconds": 0.0}
 
 
@@ -32,7 +33,7 @@ def added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     if not one or not other:
         return dict(one or other)
     total = {**other, **one, "source": "measured" if "measured" in (one["source"], other["source"]) else one["source"]}
-    for name in ("num_rows", "num_tokens", "num_tokens_kept", "seconds", "gradient_tokens", "out_of_memory"):
+    for name in ("num_rows", "num_tokens", "num_tokens_kept", "seconds", "gradient_tokens", "out_of_memory", *OTHER):
         if name in one or name in other:
             total[name] = one.get(name, 0) + other.get(name, 0)
     if total["source"] == "measured":

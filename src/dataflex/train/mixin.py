@@ -339,6 +339,7 @@ class DynamicDataMixin:
 
     def _run_record(self) -> dict[str, Any]:
         plan, geometry = self.curator.plan, self.curator.geometry
+        beside = self._trained_loss.reference_weights if self._trained_loss else 0
         return {
             "fingerprint": self._fingerprint,
             "config": dict(self._dataflex.config),
@@ -353,6 +354,7 @@ class DynamicDataMixin:
             "seed": self.curator.seed,
             "versions": versions(),
             "base_weights": self._base_weights(),
+            **({"reference_weights": beside} if beside else {}),
         }
 
     def _base_weights(self) -> str | None:

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from dataflex.core.errors import ConfigError, shown
+from dataflex.signals.flops import flops_of
 from dataflex.signals.loss import IGNORE_INDEX, token_losses
 from dataflex.train.ranks import Ranks
 
@@ -54,6 +55,11 @@ class Reference:
         self._accelerator = accelerator
         self.model: Any = model.to(accelerator.device).eval().requires_grad_(False)
 
+    @property
+    def num_weights(self) -> int:
+        """Weights of matrix products that every token meets; see ``signals.flops``."""
+        return flops_of(self.model).weights
+
     @torch.no_grad()
     def losses(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Loss of the label that follows each position, float32, shape (B, T); 0 where there is none."""
@@ -81,7 +87,7 @@ class Excess:
     """
 
     def __init__(self, reference: Reference, domain_N: np.ndarray, num_domains: int, ranks: Ranks) -> None:
-        self._reference, self._domain_N, self._num_domains, self._ranks = reference, domain_N, num_domains, ranks
+        self.reference, self._domain_N, self._num_domains, self._ranks = reference, domain_N, num_domains, ranks
         self._reference_BxT: torch.Tensor | None = None
         self.clear()
 
@@ -91,7 +97,7 @@ class Excess:
 
     def begin(self, inputs: Mapping[str, Any]) -> None:
         """Measure the reference on a micro-batch that is about to be trained."""
-        self._reference_BxT = self._reference.losses(inputs)
+        self._reference_BxT = self.reference.losses(inputs)
 
     def add(
         self, losses_BxT: torch.Tensor, has_label_BxT: torch.Tensor, owner_BxT: torch.Tensor, rows_B: np.ndarray

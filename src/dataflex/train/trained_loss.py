@@ -87,6 +87,12 @@ class TrainedLoss:
         # One object, so that a compiled model is not compiled again; it counts and sends, which no compiler can trace.
         self._replacement: Any = torch.compiler.disable(self._loss_function)
 
+    @property
+    def reference_weights(self) -> int:
+        """Weights of the frozen models that read every trained token besides; 0 without one."""
+        references = (self._reference, self._excess and self._excess.reference)
+        return sum(reference.num_weights for reference in references if reference)
+
     def listen(self, listener: Callable[[np.ndarray, torch.Tensor], None]) -> None:
         """Have ``listener`` told the rows of each micro-batch and their (loss sum, tokens), float64, shape (B, 2)."""
         self._listeners.append(listener)

@@ -24,20 +24,26 @@ class Cost:
     choosing_s: float
     training_s: float  # the rest of the run's time: saving and logging are in it
     gradient_tokens: int = 0  # of the scored ones: those whose gradient was taken
+    other_tokens: int = 0  # of the scored ones: those that another model scored
+    other_macs: int = 0  # these times its weights
+    reference_weights: int = 0  # of models that see every trained token besides
 
     def training_flops(self, num_weights: int, forwards: float) -> float:
-        """``2 x weights x tokens x forwards``.
+        """``2 x (weights x forwards + reference_weights) x tokens``.
 
         Args:
             num_weights: weights that a token is multiplied with: all but an input embedding of its own.
             forwards: what a trained token costs, in forward passes (3 with all gradients, 2 with LoRA).
         """
-        return FLOPS_PER_WEIGHT_AND_TOKEN * num_weights * self.trained_tokens * forwards
+        return FLOPS_PER_WEIGHT_AND_TOKEN * (num_weights * forwards + self.reference_weights) * self.trained_tokens
 
     def choosing_flops(self, num_weights: int, forwards: float) -> float:
-        """``2 x weights x tokens``: a scoring pass is a forward, or what training a token costs for its gradient."""
-        tokens = self.scored_tokens - self.gradient_tokens + self.gradient_tokens * forwards
-        return FLOPS_PER_WEIGHT_AND_TOKEN * num_weights * tokens
+        """``2 x weights x tokens``: a scoring pass is a forward, or what training a token costs for its gradient.
+
+        Passes of another model are counted with its own weights.
+        """
+        tokens = self.scored_tokens - self.other_tokens - self.gradient_tokens + self.gradient_tokens * forwards
+        return FLOPS_PER_WEIGHT_AND_TOKEN * (num_weights * tokens + self.other_macs)
 
 
 def read_cost(output_dir: Path) -> Cost:
@@ -68,6 +74,9 @@ def read_cost(output_dir: Path) -> Cost:
             for scoring in passes
             if scoring.get("gradient_tokens")
         ),
+        other_tokens=sum(scoring.get("other_tokens", 0) for scoring in passes),
+        other_macs=sum(scoring.get("other_macs", 0) for scoring in passes),
+        reference_weights=int(ledger.run().get("reference_weights") or 0),
         training_s=max(0.0, float(ends[-1]["seconds"]["running"]) - choosing_s),
     )
 
