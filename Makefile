@@ -61,16 +61,16 @@ test: $(INSTALLED) ## the tests, those without a model first; about 14 minutes o
 		echo "No Chromium here: the tests of the report in a browser are skipped. apt-get install chromium chromium-driver"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" $(SHARED)
 
-test-long: $(INSTALLED) ## the rest of them: several ranks, many kills, whole evaluations; 26 minutes on 2 cores beside another job
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
+test-long: $(INSTALLED) ## the rest of them: several ranks, many kills, whole evaluations; 15 minutes on 2 cores
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long $(SHARED)
 
 test-latest: $(LATEST)/.installed ## the tests that need no LLaMA-Factory, with the newest tested packages
 	@OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -rs -m "not long" $(SHARED) $(WITHOUT_FACTORY)
-	@OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -rs -m long $(WITHOUT_FACTORY)
+	@OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -rs -m long $(SHARED) $(WITHOUT_FACTORY)
 
 test-lowest: $(LOWEST)/.installed ## the same with the oldest supported packages; not part of CI
 	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -rs -m "not long" $(SHARED) $(WITHOUT_FACTORY)
-	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -rs -m long $(WITHOUT_FACTORY)
+	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -rs -m long $(SHARED) $(WITHOUT_FACTORY)
 
 test-fast: $(INSTALLED) ## tests without a model
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest src tests/core tests/algorithms tests/ledger tests/cli tests/report
