@@ -210,6 +210,10 @@ def test_a_small_model_reads_the_text_with_its_own_tokens(
     for column, which in (("answer_loss", 0), ("answer_loss_alone", 1)):
         wanted = mean_losses(small, [pair[which] for pair in both])
         np.testing.assert_allclose(columns[column][known], wanted[known], rtol=1e-4)
+    scoring = Ledger(tmp_path / "run").segments()[0]["scoring"]
+    matrices = [p for name, p in small.named_parameters() if p.dim() == 2 and "embed_tokens" not in name]
+    assert scoring["other_tokens"] == scoring["num_tokens"] > 0  # all of both readings
+    assert scoring["other_macs"] == scoring["num_tokens"] * sum(p.numel() for p in matrices)
 
 
 def test_answers_need_a_token_to_begin_with(tmp_path: Path) -> None:

@@ -407,6 +407,8 @@ def test_doremi_takes_the_excess_of_each_step_over_the_reference(tmp_path: Path)
         args={"max_steps": 1},
     )
     ledger = Ledger(tmp_path / "run")
+    matrices = [p for name, p in reference.named_parameters() if p.dim() == 2 and "embed_tokens" not in name]
+    assert ledger.run()["reference_weights"] == sum(p.numel() for p in matrices)  # it reads every trained token
     rows = ledger.rows_of(ledger.segments()[0])
     data, reference = make_rows(), reference.eval()
     lambdas = []
